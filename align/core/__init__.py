@@ -1,0 +1,1 @@
+"""Rows, artifacts, fingerprints, chat tokenisation, seeds and errors: what every other package stands on."""

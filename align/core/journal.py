@@ -1,0 +1,48 @@
+"""An append-only file of finished calls, so that a killed step repeats none of them.
+
+One JSON line a call. A torn last line (the process died while writing) is dropped and its call made again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """key -> JSON value, on disk as soon as `put` returns to the kernel: a killed process loses nothing that was put."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._values: dict[str, Any] = {}
+        if path.exists():
+            self._load()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+
+    def _load(self) -> None:
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        for line in data[:whole].splitlines():
+            key, value = json.loads(line)
+            self._values[key] = value
+        if whole != len(data):
+            with self.path.open("r+b") as handle:
+                handle.truncate(whole)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: str) -> Any:
+        return self._values[key]
+
+    def put(self, key: str, value: Any) -> None:
+        self._values[key] = value
+        self._file.write(json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
+
+    def close(self) -> None:
+        self._file.close()

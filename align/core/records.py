@@ -1,0 +1,67 @@
+"""Reading users' files: JSON Lines with every bad line named, and nothing dropped in silence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a file: a record, or the reason why it is none, with its place and raw text."""
+
+    where: str
+    record: dict[str, Any] | None
+    reason: str = ""
+    raw: str = ""
+
+
+def read_jsonl(path: Path) -> Iterator[Line]:
+    """Each non-empty line of a JSON Lines file; a bad one comes with its reason instead of a record.
+
+    Raises:
+        UserError: the file cannot be opened.
+    """
+    try:
+        handle = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    with handle:
+        for number, data in enumerate(handle, 1):
+            where = f"{path}:{number}"
+            if not data.strip():
+                continue
+            try:
+                record = json.loads(data.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError:
+                yield Line(where, None, "not_utf8", data.decode("utf-8", "replace").strip()[:2000])
+                continue
+            except ValueError:
+                yield Line(where, None, "malformed_json", data.decode("utf-8", "replace").strip()[:2000])
+                continue
+            if isinstance(record, dict):
+                yield Line(where, record)
+            else:
+                yield Line(where, None, "not_an_object", data.decode("utf-8", "replace").strip()[:2000])
+
+
+def expand_paths(patterns: tuple[str, ...], base: Path) -> list[Path]:
+    """The files that path patterns name, relative to `base`, in sorted order without repeats.
+
+    Raises:
+        UserError: a pattern names no file.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        expanded = Path(pattern).expanduser()
+        root, rest = (Path("/"), str(expanded)[1:]) if expanded.is_absolute() else (base, str(expanded))
+        matches = sorted(p for p in root.glob(rest) if p.is_file())
+        if not matches:
+            raise UserError(f"corpus.paths: {pattern} names no file (looked in {root})")
+        found.update(dict.fromkeys(matches))
+    return list(found)

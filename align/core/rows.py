@@ -1,0 +1,205 @@
+"""The rows that flow between steps, one frozen dataclass and one Arrow schema each.
+
+Every row has an `id` made from its content and the id of what it was made from, so joins are by id and never by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from align.core.errors import UserError
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A web document: `text` as ingested, `lang` is en or ko, `license` an SPDX name or the source's own words."""
+
+    id: str
+    text: str
+    lang: str
+    source: str
+    license: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """A node of the taxonomy; `path` is domain/field/topic, `count` the knowledge units placed in it or below."""
+
+    id: str
+    parent_id: str
+    path: str
+    name: str
+    level: str
+    description: str
+    lang: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """One fact taken from a document and placed in the taxonomy; `similarity` is the cosine to its topic."""
+
+    id: str
+    topic_id: str
+    document_id: str
+    statement: str
+    lang: str
+    similarity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """A prompt. `parent_id` is a knowledge unit (generation 0) or the instruction it evolved from (generation 1, ...)."""
+
+    id: str
+    parent_id: str
+    topic_id: str
+    knowledge_id: str
+    messages: list[Message]
+    generation: int
+    operator: str
+    task_type: str
+    difficulty: float
+    lang: str
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """One sampled answer: the engine's own token ids, its text, and why it ended ("stop" or "length")."""
+
+    id: str
+    prompt_id: str
+    model: str
+    sample_index: int
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One reward model's scalar for one response."""
+
+    id: str
+    response_id: str
+    prompt_id: str
+    reward_model: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftExample:
+    """One supervised dialogue, in the columns TRL and the rest of the field read (`messages`)."""
+
+    id: str
+    parent_id: str
+    topic_id: str
+    messages: list[Message]
+    lang: str
+    generation: int
+    task_type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardPair:
+    """A training pair of a reward model: an answer and a worse one (`degradation` says how it was made worse)."""
+
+    id: str
+    prompt_id: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    degradation: str
+    lang: str
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """{x, yw, yl} with both reward models' scores; `prompt`, `chosen`, `rejected` are lists of messages, as TRL expects.
+
+    `*_token_ids` are the sampled completions themselves: training uses them as they are, never re-tokenised text.
+    """
+
+    id: str
+    prompt_id: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    chosen_id: str
+    rejected_id: str
+    chosen_token_ids: list[int]
+    rejected_token_ids: list[int]
+    chosen_model: str
+    rejected_model: str
+    selector_chosen: float
+    selector_rejected: float
+    validator_chosen: float
+    validator_rejected: float
+    agreement: float
+    kendall_tau: float
+    topic_id: str
+    lang: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """A row that was dropped: what it was, why, and its text."""
+
+    id: str
+    reason: str
+    raw: str
+
+
+Row = Document | Topic | Knowledge | Instruction | Response | Score | SftExample | RewardPair | Preference | Reject
+R = TypeVar("R")
+
+_ARROW = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "list[int]": pa.list_(pa.int32()),
+    "list[Message]": MESSAGES,
+}
+
+
+@cache
+def arrow_schema(row_type: type) -> pa.Schema:
+    """The Arrow schema of a row type, from its annotations; no column is nullable."""
+    return pa.schema([pa.field(f.name, _ARROW[str(f.type)], nullable=False) for f in fields(row_type)])
+
+
+def to_table(row_type: type, rows: Iterable[Any]) -> pa.Table:
+    """An Arrow table of dataclass rows, in their order."""
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=arrow_schema(row_type))
+
+
+def from_records(row_type: type[R], records: Iterable[Mapping[str, Any]], where: str) -> list[R]:
+    """Dataclass rows from plain records.
+
+    Raises:
+        UserError: a column is missing or extra; the message names `where`, the row and the columns.
+    """
+    names = [f.name for f in fields(row_type)]  # type: ignore[arg-type]
+    rows = []
+    for number, record in enumerate(records, 1):
+        if missing := [n for n in names if n not in record]:
+            raise UserError(f"{where}: row {number} lacks column {', '.join(missing)}; it has {', '.join(record)}")
+        rows.append(row_type(**{n: record[n] for n in names}))
+    return rows
+
+
+ROW_TYPES: dict[str, type] = {
+    t.__name__: t
+    for t in (Document, Topic, Knowledge, Instruction, Response, Score, SftExample, RewardPair, Preference, Reject)
+}

@@ -1,0 +1,1 @@
+"""One protocol for text generation: vLLM, transformers, OpenAI-compatible servers and replay."""

@@ -1,0 +1,94 @@
+"""The one protocol for text generation: token ids in, token ids out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from align.core.hashing import content_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to draw completions. `temperature` 0 is greedy; `min_p` keeps tokens at least min_p times as likely as the best
+    (it needs no sort over the vocabulary, so on CPU it costs a third less time per token than `top_p`)."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_tokens: int = 256
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt and how often to answer it.
+
+    Attributes:
+        id: names the request in results, journals and logs.
+        prompt_ids: token ids, template applied.
+        n: completions wanted.
+        seed: of this prompt; sample i is drawn from (seed, i).
+        json_schema: completions must be JSON of this schema, where given.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    n: int
+    seed: int
+    sampling: Sampling
+    json_schema: str | None = None
+
+    def key(self) -> str:
+        """Content hash of what decides the answer, given the model: prompt, count, seed, sampling, schema."""
+        s = self.sampling
+        return content_id(
+            list(self.prompt_ids),
+            self.n,
+            self.seed,
+            [s.temperature, s.top_p, s.min_p, s.max_tokens, s.repetition_penalty],
+            self.json_schema,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One answer: its ids (the stop token included when it ended by one), and "stop" or "length"."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """All completions of one request, in sample order; `error` says why there are none."""
+
+    request_id: str
+    completions: tuple[Completion, ...]
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """What the manifest keeps of an engine. `max_model_len` is in tokens, prompt and completion together."""
+
+    kind: str
+    version: str
+    max_model_len: int
+    deterministic: bool
+    flags: dict[str, Any]
+
+
+class Engine(Protocol):
+    """Anything that answers requests. Completions of a request come together, requests in any order."""
+
+    info: EngineInfo
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Answered]:
+        """Yield each request's answers as soon as they are finished, so that the caller can journal them."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory and processes."""
+        ...

@@ -1,0 +1,156 @@
+"""In-process vLLM: the default engine, one process and no server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.core.errors import StepError
+from align.engines.protocol import Answered, Completion, EngineInfo, Request
+
+# Read by vLLM when it is imported. In-process, because a second process would outlive a killed step and keep its memory.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout carries progress
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; only vLLM's CPU backend reads it
+}
+WHOLE_PREFILL_TOKENS = 8192
+
+
+def _cpu_options(max_model_len: int) -> dict[str, Any]:
+    """What the CPU backend needs on top of vLLM's defaults.
+
+    Eager, since compiling its graphs takes longer than most steps. Prompts are never prefilled in chunks: after a chunk
+    vLLM rewinds a seeded request's generator, which CPU generators cannot do ("CPU Generator does not use offset").
+    """
+    return {
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(WHOLE_PREFILL_TOKENS, max_model_len),
+    }
+
+
+class VllmEngine:
+    """vLLM behind the engine protocol.
+
+    Sample i of a request is drawn with seed + i, by vLLM itself. Stop ids are those of the model's generation_config.json
+    and its tokenizer. Batches are formed by load, so a token can differ between runs where two were almost equally likely.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        dtype: str = "auto",
+        max_model_len: int,
+        max_num_seqs: int = 128,
+        gpu_memory_utilization: float = 0.9,
+        seed: int = 0,
+    ) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        import vllm
+        from vllm.platforms import current_platform
+
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "seed": seed,
+            # Ours decide: "auto" would let the model's generation_config.json change temperature and penalties.
+            "generation_config": "vllm",
+            # Small models asked for JSON otherwise write blanks until max_tokens.
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        }
+        on_cpu = current_platform.is_cpu()
+        if on_cpu:
+            options |= _cpu_options(max_model_len)
+        self._llm: Any = vllm.LLM(str(model), trust_remote_code=False, **options)
+        self.info = EngineInfo(
+            kind="vllm",
+            version=vllm.__version__,
+            max_model_len=max_model_len,
+            deterministic=False,
+            flags={**options, "device": "cpu" if on_cpu else current_platform.get_device_name()},
+        )
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Answered]:
+        """Yield each request's answers as it finishes; a request that vLLM refuses comes back with its `error`.
+
+        Raises:
+            StepError: vLLM sampled from other prompt ids than it was given.
+        """
+        from vllm.exceptions import VLLMClientError
+
+        engine = self._llm.llm_engine
+        running: dict[str, Request] = {}
+        internal_ids = []
+        try:
+            for number, request in enumerate(requests):
+                try:
+                    (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": list(request.prompt_ids)}])
+                    internal_ids.append(engine.add_request(str(number), prompt, _sampling_params(request)))
+                except VLLMClientError as error:
+                    yield Answered(request_id=request.id, completions=(), error=f"vllm: {' '.join(str(error).split())}")
+                else:
+                    running[str(number)] = request
+            while running:
+                for output in engine.step():
+                    if output.finished:
+                        yield _answered(running.pop(output.request_id), output)
+        finally:
+            if running:  # the caller stopped early: leave nothing in the engine for the next call to meet
+                engine.abort_request(internal_ids, internal=True)
+
+    def close(self) -> None:
+        """Stop the engine and give back its memory. The engine answers nothing afterwards."""
+        if self._llm is None:
+            return
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        cleanup_dist_env_and_memory()
+
+
+def _num_drawn(request: Request) -> int:
+    """vLLM refuses n > 1 where temperature is 0; one greedy answer then stands for all n."""
+    return 1 if request.sampling.temperature == 0 else request.n
+
+
+def _sampling_params(request: Request) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    sampling = request.sampling
+    return SamplingParams(
+        n=_num_drawn(request),
+        seed=request.seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        max_tokens=sampling.max_tokens,
+        repetition_penalty=sampling.repetition_penalty,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        structured_outputs=StructuredOutputsParams(json=request.json_schema) if request.json_schema else None,
+    )
+
+
+def _answered(request: Request, output: Any) -> Answered:
+    if tuple(output.prompt_token_ids) != request.prompt_ids:
+        raise StepError(f"vLLM changed the prompt ids of request {request.id}")
+    reasons = {sample.finish_reason for sample in output.outputs}
+    if unknown := reasons - {"stop", "length"}:
+        return Answered(request_id=request.id, completions=(), error=f"vllm: finished by {', '.join(map(str, unknown))}")
+    drawn = tuple(
+        Completion(token_ids=tuple(sample.token_ids), finish_reason=sample.finish_reason) for sample in output.outputs
+    )
+    return Answered(request_id=request.id, completions=drawn * (request.n // len(drawn)))

@@ -1,0 +1,1 @@
+"""Win rates, lengths, repetition, language match and KL of the trained models."""

@@ -1,0 +1,1 @@
+"""The typed recipe: one strict YAML file describes a whole run."""

@@ -1,0 +1,358 @@
+"""The typed recipe: frozen pydantic models, unknown keys are errors, every default has a reason beside it.
+
+Formulas and published settings behind the defaults are in docs/recipe.md. Relative paths are relative to the recipe file.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Language = Literal["en", "ko"]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+BASE_MODEL = "base"
+SFT_MODEL = "M0"
+
+
+class Strict(BaseModel):
+    """Base of every section: unknown keys are errors and a loaded recipe never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(Strict):
+    """A model: a local folder (`path`) or one that align builds from an installed package (`builtin`)."""
+
+    path: str | None = Field(None, description="Folder with safetensors, tokenizer and chat template.")
+    builtin: str | None = Field(None, description="smollm2-135m-instruct, all-minilm-l6-v2 or tiny-llama.")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ModelSpec:
+        if (self.path is None) == (self.builtin is None):
+            raise ValueError("give either path or builtin")
+        return self
+
+
+class EngineSpec(Strict):
+    """What generates text. Options that an engine cannot use are errors."""
+
+    kind: Literal["auto", "vllm", "transformers", "openai", "replay"] = Field(
+        "auto", description="auto: vLLM where it is installed, else transformers; the choice is logged."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto: the weights' own.")
+    max_model_len: Count = Field(1024, description="Tokens of prompt and completion; longer prompts are rejected.")
+    max_num_seqs: Count = Field(128, description="vLLM: sequences decoded together.")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = Field(0.9, description="vLLM on a GPU.")
+    base_url: str | None = Field(None, description="openai: such as http://localhost:8000/v1.")
+    model_names: dict[str, str] = Field(default_factory=dict, description="openai: our model name to the server's.")
+    api_key_env: str | None = Field(None, description="openai: environment variable that holds the key.")
+    max_concurrency: Count = Field(16, description="openai: requests in flight.")
+    timeout_s: Positive = Field(120.0, description="openai: per call.")
+    max_retries: Annotated[int, Field(ge=0)] = Field(4, description="openai: with exponential back-off.")
+    replay_path: str | None = Field(None, description="replay: the file of recorded answers.")
+    record_with: Literal["vllm", "transformers"] | None = Field(
+        None, description="replay: who answers what the file lacks; without it a missing answer is an error."
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> EngineSpec:
+        if (self.kind == "openai") != (self.base_url is not None):
+            raise ValueError("base_url goes with kind: openai, and kind: openai needs it")
+        if (self.kind == "replay") != (self.replay_path is not None):
+            raise ValueError("replay_path goes with kind: replay, and kind: replay needs it")
+        if self.record_with and self.kind != "replay":
+            raise ValueError("record_with goes with kind: replay")
+        only_openai = {"model_names", "api_key_env", "max_concurrency", "timeout_s", "max_retries"}
+        if self.kind != "openai" and (unused := sorted(only_openai & self.model_fields_set)):
+            raise ValueError(f"{', '.join(unused)} go with kind: openai")
+        return self
+
+
+class SamplingSpec(Strict):
+    """How completions are drawn."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.9
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Share = Field(
+        0.0, description="Keep tokens at least this likely relative to the best; cheaper than top_p on CPU."
+    )
+    max_tokens: Count = 256
+    repetition_penalty: Positive = 1.0
+
+
+class CorpusSpec(Strict):
+    """The documents: JSON Lines with text and, better, id, lang, source, license."""
+
+    paths: tuple[str, ...] = Field(description="Files or glob patterns.")
+    languages: tuple[Language, ...] = ("en", "ko")
+    allow_licenses: tuple[str, ...] | None = Field(None, description="Exact licence names to keep; null keeps all.")
+    min_chars: Count = Field(80, description="Shorter documents hold no fact to ask about.")
+    max_chars: Count = Field(2000, description="Longer documents are cut at a sentence end; the model reads this much.")
+    limit: Count | None = Field(None, description="At most this many documents, chosen by hash of their id.")
+
+
+class TaxonomySpec(Strict):
+    """The tree, defined in advance, and how documents fill it."""
+
+    path: str | None = Field(None, description="YAML tree of your own; null uses the shipped one.")
+    units_per_document: Count = Field(2, description="Knowledge units asked of each document.")
+    extraction: Literal["model", "sentences"] = Field(
+        "model",
+        description="model: the base model states the facts; sentences: the document's own most central sentences.",
+    )
+    min_grounding: Share = Field(0.6, description="Share of a unit's content words that its document must contain.")
+    min_similarity: Share = Field(0.05, description="Cosine to the nearest topic below which a unit belongs nowhere.")
+    sampling: SamplingSpec = SamplingSpec(temperature=0.3, max_tokens=96)
+
+
+class InstructionsSpec(Strict):
+    """Instructions asked of each knowledge unit."""
+
+    per_unit: Count = 2
+    task_types: tuple[Literal["question", "explain", "list", "compare", "advise"], ...] = ("question", "explain", "list")
+    sampling: SamplingSpec = SamplingSpec(temperature=0.7, min_p=0.05, max_tokens=64)
+
+
+class EvolutionSpec(Strict):
+    """Evol-Instruct rounds (arXiv 2304.12244) with an eliminator; a failed child leaves its parent in the pool."""
+
+    rounds: Annotated[int, Field(ge=0, le=5)] = 1
+    operators: tuple[Literal["constrain", "deepen", "concretize", "reason", "breadth"], ...] = (
+        "constrain", "deepen", "concretize", "reason", "breadth",
+    )  # fmt: skip
+    share: Share = Field(0.5, description="Share of the pool that is evolved in each round.")
+    sampling: SamplingSpec = SamplingSpec(temperature=0.8, min_p=0.05, max_tokens=96)
+
+
+class SplitSpec(Strict):
+    """Disjoint prompt sets, by document, so that no document feeds two of them. Stages share their part equally."""
+
+    sft: Share = 0.5
+    stages: Share = 0.4
+    heldout: Share = 0.1
+
+    @model_validator(mode="after")
+    def _sum(self) -> SplitSpec:
+        if abs(self.sft + self.stages + self.heldout - 1) > 1e-9:
+            raise ValueError("sft + stages + heldout must be 1")
+        return self
+
+
+class AnswersSpec(Strict):
+    """Answers for the SFT set, written by the base model."""
+
+    grounded: bool = Field(True, description="Show the model the knowledge unit while it answers.")
+    candidates: Count = Field(1, description="Answers sampled per instruction; the first that passes the checks is kept.")
+    max_repetition: Share = Field(0.3, description="Highest allowed share of repeated word 4-grams in an answer.")
+    sampling: SamplingSpec = SamplingSpec(temperature=0.5, min_p=0.1, max_tokens=160)
+
+
+class TrainSpec(Strict):
+    """What SFT and preference training share."""
+
+    epochs: Count = 1
+    batch_size: Count = Field(16, description="Dialogues or pairs per optimizer step, over all devices.")
+    micro_batch: Count = Field(2, description="Of these, how many go through the model at once; changes speed, not results.")
+    warmup_ratio: Share = 0.1
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    max_length: Count = Field(1024, description="Longer examples are dropped and counted, never cut.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="bf16: float32 weights under bfloat16 autocast; auto: bf16 where the device has it."
+    )
+    gradient_checkpointing: bool = False
+
+
+class SftSpec(TrainSpec):
+    """SFT of M0, on assistant tokens only."""
+
+    init: str = Field(BASE_MODEL, description="The model to start from.")
+    learning_rate: Positive = 2.0e-5
+
+
+class RewardTrainSpec(Strict):
+    """Bradley-Terry training of a reward model with TRL's RewardTrainer."""
+
+    backbone: ModelSpec
+    epochs: Count = 1
+    learning_rate: Positive = 1.0e-5
+    batch_size: Count = 8
+    max_length: Count = 512
+
+
+class RewardModelSpec(Strict):
+    """A reward model: any AutoModelForSequenceClassification folder, or one the recipe trains."""
+
+    kind: Literal["classifier"] = "classifier"
+    path: str | None = Field(None, description="A trained classifier's folder.")
+    train: RewardTrainSpec | None = Field(None, description="Train it here instead.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Of scoring.")
+    max_length: Count = 512
+
+    @model_validator(mode="after")
+    def _one_of(self) -> RewardModelSpec:
+        if (self.path is None) == (self.train is None):
+            raise ValueError("give either path (a finished classifier) or train (its backbone and settings)")
+        return self
+
+
+class RewardModelsSpec(Strict):
+    """Two judges of different architecture: the selector picks yw and yl, the validator must agree."""
+
+    selector: RewardModelSpec
+    validator: RewardModelSpec
+
+
+class RewardDataSpec(Strict):
+    """Training pairs of the reward models: degraded answers of the SFT set, or a preference file."""
+
+    path: str | None = Field(None, description="JSON Lines with prompt, chosen, rejected; null makes degraded answers.")
+    operators: tuple[Literal["cut", "repeat", "shuffle", "other", "language"], ...] = (
+        "cut", "repeat", "shuffle", "other", "language",
+    )  # fmt: skip
+    per_example: Count = Field(2, description="Degraded versions of each answer.")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Share of prompts kept for accuracy.")
+
+    @model_validator(mode="after")
+    def _used(self) -> RewardDataSpec:
+        if self.path is not None and (unused := sorted({"operators", "per_example"} & self.model_fields_set)):
+            raise ValueError(f"{', '.join(unused)} have no effect beside path")
+        return self
+
+
+class StageSampleSpec(SamplingSpec):
+    """N responses per prompt from each of these models."""
+
+    models: tuple[str, ...] = Field(description="Names under models, or M0, M1, ...")
+    n: Count = Field(8, description="Responses per prompt from each model; the literature uses 4 to 16.")
+    max_prompts: Count | None = Field(None, description="At most this many prompts of the stage's split.")
+
+
+class PairSpec(Strict):
+    """How scores become pairs. The report names neither metric nor threshold; see docs/reward.md for these."""
+
+    select: Literal["best_worst"] = "best_worst"
+    agreement: Literal["gap", "kendall", "spearman", "sign", "top1"] = Field(
+        "gap", description="gap: how far apart the validator's ranks put yw and yl, 1 = first and last."
+    )
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.2
+    min_margin: Annotated[float, Field(ge=0)] = Field(0.0, description="Smallest selector score difference.")
+    drop_unfinished: bool = Field(True, description="Answers that hit max_tokens are in no pair.")
+
+
+class PreferenceTrainSpec(TrainSpec):
+    """What DPO and SimPO share."""
+
+    learning_rate: Positive = Field(5.0e-7, description="Published runs lie between 3e-7 and 1e-6.")
+    batch_size: Count = Field(128, description="Pairs per optimizer step; published runs use 128.")
+    allow_high_learning_rate: bool = Field(
+        False, description="Needed above 2e-6, where SimPO is known to collapse into repetition on large models."
+    )
+
+    @model_validator(mode="after")
+    def _rate(self) -> PreferenceTrainSpec:
+        if self.learning_rate > 2e-6 and not self.allow_high_learning_rate:
+            raise ValueError(
+                f"learning_rate {self.learning_rate:g} is above 2e-6; write allow_high_learning_rate: true if you mean it"
+            )
+        return self
+
+
+class DpoSpec(PreferenceTrainSpec):
+    """DPO (arXiv 2305.18290)."""
+
+    loss: Literal["dpo"]
+    beta: Positive = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.0, description="cDPO's label-flip rate.")
+
+
+class SimpoSpec(PreferenceTrainSpec):
+    """SimPO (arXiv 2405.14734)."""
+
+    loss: Literal["simpo"]
+    beta: Positive = 2.5
+    gamma: Annotated[float, Field(ge=0)] = Field(1.25, description="Absolute margin, not the ratio gamma/beta.")
+
+
+class StageSpec(Strict):
+    """One stage: sample, score, pair, train. `init`, `reference` and the sampled models are always written out."""
+
+    name: str
+    init: str
+    reference: str | None = None
+    sample: StageSampleSpec
+    pair: PairSpec = PairSpec()
+    train: Annotated[DpoSpec | SimpoSpec, Field(discriminator="loss")]
+
+    @model_validator(mode="after")
+    def _reference(self) -> StageSpec:
+        if self.train.loss == "dpo" and self.reference is None:
+            raise ValueError("loss dpo needs a reference: write which model it is")
+        if self.train.loss == "simpo" and self.reference is not None:
+            raise ValueError("loss simpo is reference-free: remove the key reference")
+        return self
+
+
+class EvaluationSpec(SamplingSpec):
+    """Held-out prompts answered by each model and judged by both reward models."""
+
+    models: tuple[str, ...] = Field(description="Names under models, or M0, M1, ...")
+    baseline: str = Field(SFT_MODEL, description="Win rates are against this model.")
+    n: Count = Field(1, description="Answers per prompt and model.")
+    max_prompts: Count | None = None
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Of the KL estimates.")
+
+
+class Recipe(Strict):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 17
+    models: dict[str, ModelSpec]
+    engine: EngineSpec = EngineSpec()
+    corpus: CorpusSpec
+    taxonomy: TaxonomySpec = TaxonomySpec()
+    instructions: InstructionsSpec = InstructionsSpec()
+    evolution: EvolutionSpec = EvolutionSpec()
+    splits: SplitSpec = SplitSpec()
+    answers: AnswersSpec = AnswersSpec()
+    sft: SftSpec = SftSpec()
+    reward_data: RewardDataSpec = RewardDataSpec()
+    reward_models: RewardModelsSpec
+    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1)]
+    evaluation: EvaluationSpec
+
+    @model_validator(mode="after")
+    def _names(self) -> Recipe:
+        if BASE_MODEL not in self.models:
+            raise ValueError(f"models needs an entry named {BASE_MODEL}: the model that SFT starts from")
+        trained = [SFT_MODEL, *(stage.name for stage in self.stages)]
+        for name in trained[1:]:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise ValueError(f"stage name {name!r}: use letters, digits, - and _")
+        if len({*trained, *self.models}) != len(trained) + len(self.models):
+            raise ValueError("stage names, model names and M0 must all differ")
+        _known(self.sft.init, list(self.models), "sft.init")
+        for k, stage in enumerate(self.stages):
+            known = [*self.models, *trained[: k + 1]]
+            _known(stage.init, known, f"stages.{k}.init")
+            if stage.reference is not None:
+                _known(stage.reference, known, f"stages.{k}.reference")
+            for name in stage.sample.models:
+                _known(name, known, f"stages.{k}.sample.models")
+        for name in (*self.evaluation.models, self.evaluation.baseline):
+            _known(name, [*self.models, *trained], "evaluation")
+        if self.evaluation.baseline not in self.evaluation.models:
+            raise ValueError("evaluation.baseline must be one of evaluation.models")
+        return self
+
+
+def _known(name: str, known: list[str], where: str) -> None:
+    if name not in known:
+        raise ValueError(f"{where}: no model {name!r} at that point; there are {', '.join(known)}")

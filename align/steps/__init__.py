@@ -1,0 +1,1 @@
+"""The table of steps and what each one does with its inputs."""

@@ -1,0 +1,1 @@
+"""Losses, log-probabilities and the one trainer for SFT, DPO and SimPO."""

@@ -1,0 +1,1 @@
+"""Documents to taxonomy, instructions, evolution, answers and the SFT set, with quality gates."""

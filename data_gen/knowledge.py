@@ -1,0 +1,151 @@
+"""Documents to knowledge units: what is worth asking about, placed in the taxonomy.
+
+Two ways: a model states the facts (JSON, and each must be grounded in its document), or the document's own most central
+sentences are taken as they stand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from align.core.chat import Chat
+from align.core.hashing import content_id
+from align.core.journal import Journal
+from align.core.language import content_units, detect, sentences
+from align.core.rows import Document, Knowledge, Reject
+from align.engines.complete import Ask, complete
+from align.engines.protocol import Answered, Engine, Sampling
+from data_gen.prompts import render
+from data_gen.taxonomy import TopicIndex
+
+MIN_CHARS = {"en": 30, "ko": 12}
+MAX_CHARS = 240
+
+
+def facts_schema(count: int, lang: str) -> str:
+    """JSON schema of a model's answer: exactly `count` facts of plausible length."""
+    fact = {"type": "string", "minLength": MIN_CHARS[lang], "maxLength": MAX_CHARS}
+    facts = {"type": "array", "items": fact, "minItems": count, "maxItems": count}
+    return json.dumps({"type": "object", "properties": {"facts": facts}, "required": ["facts"]})
+
+
+def ask_for_facts(
+    engine: Engine,
+    chat: Chat,
+    documents: Sequence[Document],
+    *,
+    count: int,
+    sampling: Sampling,
+    run_seed: int,
+    journal: Journal,
+) -> dict[str, Answered]:
+    """Let a model state `count` facts of each document."""
+    asks = [
+        Ask(
+            id=d.id,
+            messages=render("knowledge", d.lang, text=d.text, count=str(count)),
+            json_schema=facts_schema(count, d.lang),
+        )
+        for d in documents
+    ]
+    return complete(engine, chat, asks, sampling, run_seed=run_seed, purpose="knowledge", journal=journal, label="taxonomy")
+
+
+def parse_facts(text: str) -> list[str]:
+    """The facts in a model's JSON.
+
+    Raises:
+        ValueError: not JSON of the agreed shape.
+    """
+    data = json.loads(text)
+    if not isinstance(data, dict) or not isinstance(data.get("facts"), list):
+        raise ValueError("no list of facts")
+    return [" ".join(str(fact).split()) for fact in data["facts"]]
+
+
+def central_sentences(text: str, count: int, lang: str) -> list[str]:
+    """The `count` sentences that share most content with the rest of the document, in document order.
+
+    Centrality is the mean overlap of content units with the other sentences, as in LexRank's degree form
+    (Erkan and Radev 2004), on sets instead of TF-IDF vectors.
+    """
+    found = [s for s in sentences(text) if len(s) >= MIN_CHARS[lang]]
+    units = [content_units(s, lang) for s in found]
+
+    def centrality(i: int) -> float:
+        others = [len(units[i] & u) / (1 + len(units[i] | u)) for j, u in enumerate(units) if j != i]
+        return sum(others) / len(others) if others else 0.0
+
+    best = sorted(range(len(found)), key=lambda i: (-centrality(i), i))[:count]
+    return [found[i] for i in sorted(best)]
+
+
+def grounding(statement: str, document: str, lang: str) -> float:
+    """Share of the statement's content units that its document contains, in [0, 1]."""
+    units = content_units(statement, lang)
+    return len(units & content_units(document, lang)) / len(units) if units else 0.0
+
+
+def knowledge_rows(
+    document: Document,
+    answered: Answered | None,
+    chat: Chat | None,
+    index: Mapping[str, TopicIndex],
+    *,
+    count: int,
+    min_grounding: float,
+    min_similarity: float,
+) -> tuple[list[Knowledge], list[Reject]]:
+    """The `count` units asked of one document, each either kept and placed or rejected with a reason.
+
+    `answered` and `chat` are None where the document's own sentences are taken.
+    """
+
+    def reject(number: int, reason: str, raw: str) -> Reject:
+        return Reject(id=content_id("knowledge-reject", document.id, number), reason=reason, raw=raw)
+
+    if answered is None:
+        facts = central_sentences(document.text, count, document.lang)
+    else:
+        assert chat is not None
+        if answered.error:
+            reason = answered.error.split(":")[0]
+            return [], [reject(i, reason, answered.error) for i in range(count)]
+        completion = answered.completions[0]
+        text = chat.text(completion.token_ids)
+        if completion.finish_reason != "stop":
+            return [], [reject(i, "truncated", text) for i in range(count)]
+        try:
+            facts = parse_facts(text)[:count]
+        except ValueError:
+            return [], [reject(i, "not_json", text) for i in range(count)]
+    rows: list[Knowledge] = []
+    rejects = [reject(i, "too_few_sentences", document.text) for i in range(len(facts), count)]
+    placed = index[document.lang].nearest([f"{fact} {document.text}" for fact in facts])
+    for number, (fact, (topic, similarity)) in enumerate(zip(facts, placed, strict=True)):
+        reason = ""
+        if len(fact) < MIN_CHARS[document.lang]:
+            reason = "too_short"
+        elif detect(fact) != document.lang:
+            reason = "off_language"
+        elif grounding(fact, document.text, document.lang) < min_grounding:
+            reason = "not_grounded"
+        elif any(fact == row.statement for row in rows):
+            reason = "duplicate"
+        elif similarity < min_similarity:
+            reason = "no_topic_near"
+        if reason:
+            rejects.append(reject(number, reason, fact))
+            continue
+        rows.append(
+            Knowledge(
+                id=content_id("knowledge", document.id, fact),
+                topic_id=topic,
+                document_id=document.id,
+                statement=fact,
+                lang=document.lang,
+                similarity=round(similarity, 4),
+            )
+        )
+    return rows, rejects

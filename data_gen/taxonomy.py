@@ -1,0 +1,134 @@
+"""The taxonomy: a tree of topics defined in advance, and the placement of texts in it.
+
+Placement compares character n-grams (TF-IDF, cosine), which works alike for English and Korean and needs no model: a
+text goes to the nearest topic of its language, or nowhere when even that is too far.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.core.errors import UserError
+from align.core.rows import Topic
+
+LEAF_KEYS = ("id", "name", "definition", "include")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A topic (leaf) with its texts by language."""
+
+    id: str
+    path: str
+    name: Mapping[str, str]
+    definition: Mapping[str, str]
+    include: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """Leaves in file order; `inner` are the domains and fields above them as (id, parent id, path, level, names)."""
+
+    levels: tuple[str, ...]
+    leaves: tuple[Node, ...]
+    inner: tuple[tuple[str, str, str, str, Mapping[str, str]], ...]
+
+    def topic_rows(self, counts: Mapping[str, int], lang: str = "en") -> list[Topic]:
+        """Rows for every node, `counts` by leaf id summed upwards."""
+        total: Counter[str] = Counter()
+        for leaf in self.leaves:
+            parts = leaf.path.split("/")
+            for depth in range(1, len(parts) + 1):
+                total["/".join(parts[:depth])] += counts.get(leaf.id, 0)
+        rows = [
+            Topic(id=i, parent_id=parent, path=path, name=_text(names, lang), level=level, description="", lang=lang,
+                  count=total[path])
+            for i, parent, path, level, names in self.inner
+        ]  # fmt: skip
+        rows += [
+            Topic(id=leaf.id, parent_id=leaf.path.split("/")[-2], path=leaf.path, name=_text(leaf.name, lang),
+                  level=self.levels[-1], description=_text(leaf.definition, lang), lang=lang, count=total[leaf.path])
+            for leaf in self.leaves
+        ]  # fmt: skip
+        return rows
+
+
+def _text(texts: Mapping[str, str], lang: str) -> str:
+    return texts.get(lang) or next(iter(texts.values()))
+
+
+def shipped_taxonomy() -> str:
+    """The text of the tree that comes with the package."""
+    return resources.files("data_gen").joinpath("taxonomies/general.yaml").read_text(encoding="utf-8")
+
+
+def load_taxonomy(path: Path | None) -> Taxonomy:
+    """The shipped tree, or a user's YAML file of the same shape.
+
+    Raises:
+        UserError: unreadable file, missing key, duplicate id, or no leaf.
+    """
+    where = str(path or "shipped taxonomy")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8") if path else shipped_taxonomy())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(data, dict) or "nodes" not in data or "levels" not in data:
+        raise UserError(f"{where}: a taxonomy needs the keys levels and nodes (docs/data.md)")
+    leaves: list[Node] = []
+    inner: list[tuple[str, str, str, str, Mapping[str, str]]] = []
+    seen: set[str] = set()
+    levels = tuple(data["levels"])
+
+    def visit(node: Any, parents: tuple[str, ...]) -> None:
+        if not isinstance(node, dict) or "id" not in node or "name" not in node:
+            raise UserError(f"{where}: under {'/'.join(parents) or 'nodes'}: every node needs id and name")
+        if node["id"] in seen:
+            raise UserError(f"{where}: id {node['id']} is used twice")
+        seen.add(node["id"])
+        place = (*parents, node["id"])
+        if children := node.get("children"):
+            inner.append((node["id"], parents[-1] if parents else "", "/".join(place), levels[len(parents)], node["name"]))
+            for child in children:
+                visit(child, place)
+            return
+        if missing := [k for k in LEAF_KEYS if k not in node]:
+            raise UserError(f"{where}: topic {node['id']} lacks {', '.join(missing)}")
+        if len(place) != len(levels):
+            raise UserError(f"{where}: topic {node['id']} is at depth {len(place)}, but there are {len(levels)} levels")
+        leaves.append(Node(node["id"], "/".join(place), node["name"], node["definition"], node["include"]))
+
+    for top in data["nodes"] or []:
+        visit(top, ())
+    if not leaves:
+        raise UserError(f"{where}: the taxonomy has no topic")
+    return Taxonomy(levels, tuple(leaves), tuple(inner))
+
+
+class TopicIndex:
+    """Nearest topic by TF-IDF over character 2- to 4-grams within words."""
+
+    def __init__(self, taxonomy: Taxonomy, lang: str) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._leaves = [leaf for leaf in taxonomy.leaves if lang in leaf.name]
+        if not self._leaves:
+            raise UserError(f"the taxonomy has no topic in language {lang}")
+        texts = [" ".join([leaf.name[lang], leaf.definition[lang], " ".join(leaf.include[lang])]) for leaf in self._leaves]
+        self._vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, lowercase=True)
+        self._topics = self._vectorizer.fit_transform(texts)
+
+    def nearest(self, texts: Sequence[str]) -> list[tuple[str, float]]:
+        """(leaf id, cosine similarity in [0, 1]) for each text; ties go to the first in the file."""
+        if not texts:
+            return []
+        similarity = (self._vectorizer.transform(texts) @ self._topics.T).toarray()
+        best = similarity.argmax(axis=1)
+        return [(self._leaves[j].id, float(similarity[i, j])) for i, j in enumerate(best)]

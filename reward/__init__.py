@@ -1,0 +1,1 @@
+"""Reward models, scoring, rank agreement and preference pairs."""
