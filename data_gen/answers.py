@@ -8,7 +8,7 @@ from align.core.chat import Chat
 from align.core.hashing import content_id
 from align.core.journal import Journal
 from align.core.language import detect, repetition, sentences
-from align.core.rows import Instruction, Knowledge, Reject, Response, SftExample
+from align.core.rows import Instruction, Reject, Response, SftExample
 from align.engines.complete import Ask, complete
 from align.engines.protocol import Answered, Engine, Sampling
 from data_gen.evolve import is_refusal

@@ -23,6 +23,10 @@ _POINTS_AT_SOURCE = re.compile(
 )
 _LABEL = re.compile(r"^\s*(question|request|instruction|fact|질문|요청|사실)\s*:\s*", re.IGNORECASE)
 
+_DEMANDS = re.compile(
+    r"[,?;]|\d+|\b(why|how|while|if|compare|exactly|at least|because)\b|왜|어떻게|비교|정확히", re.IGNORECASE
+)
+
 
 def split_of(document_id: str, run_seed: int, shares: Mapping[str, float]) -> str:
     """Which prompt set a document's instructions belong to; by hash, so another document never moves it."""
@@ -49,16 +53,16 @@ def keyword(statement: str, topic: Node, lang: str) -> str:
 def ask_for_instructions(
     engine: Engine,
     chat: Chat,
-    wanted: Sequence[tuple[Knowledge, str]],
+    numbered: Sequence[tuple[int, tuple[Knowledge, str]]],
     *,
     sampling: Sampling,
     run_seed: int,
     journal: Journal,
 ) -> dict[str, Answered]:
-    """One request per (unit, task type), keyed `<unit id>/<task type>/<place>`."""
+    """One request per numbered wish (see `enumerate_asks`), keyed by `ask_id`."""
     asks = [
         Ask(id=ask_id(unit, task_type, i), messages=render(f"instruct-{task_type}", unit.lang, fact=unit.statement))
-        for i, (unit, task_type) in enumerate_asks(wanted)
+        for i, (unit, task_type) in numbered
     ]
     return complete(engine, chat, asks, sampling, run_seed=run_seed, purpose="instruct", journal=journal, label="instruct")
 

@@ -142,6 +142,7 @@ def _run(
         seed=seed,
         data_seed=seed,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # the default replaces a NaN loss by an average of earlier ones
         save_strategy="steps",
         save_steps=max(10, total // 4),
         save_total_limit=1,  # removed only after the next one is whole

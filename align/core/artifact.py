@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 
 from align.core.errors import StepError, UserError
-from align.core.hashing import file_sha256
+from align.core.hashing import file_sha256, fingerprint
 from align.core.journal import Journal
 from align.core.rows import ROW_TYPES, Reject, from_records, to_table
 
@@ -82,6 +82,10 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
     version: int = MANIFEST_VERSION
+
+    def digest(self) -> str:
+        """Identity of the content: a consumer whose input was made anew with other content is stale."""
+        return fingerprint({name: entry["sha256"] for name, entry in self.files.items()})
 
     @classmethod
     def load(cls, folder: Path) -> Manifest | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,18 +51,16 @@ def read_jsonl(path: Path) -> Iterator[Line]:
                 yield Line(where, None, "not_an_object", data.decode("utf-8", "replace").strip()[:2000])
 
 
-def expand_paths(patterns: tuple[str, ...], base: Path) -> list[Path]:
-    """The files that path patterns name, relative to `base`, in sorted order without repeats.
+def expand_paths(patterns: Sequence[str], key: str) -> list[Path]:
+    """The files that absolute path patterns name, in sorted order without repeats; `key` is the recipe's key.
 
     Raises:
         UserError: a pattern names no file.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        expanded = Path(pattern).expanduser()
-        root, rest = (Path("/"), str(expanded)[1:]) if expanded.is_absolute() else (base, str(expanded))
-        matches = sorted(p for p in root.glob(rest) if p.is_file())
+        matches = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
         if not matches:
-            raise UserError(f"corpus.paths: {pattern} names no file (looked in {root})")
+            raise UserError(f"{key}: {pattern} names no file")
         found.update(dict.fromkeys(matches))
     return list(found)

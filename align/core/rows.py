@@ -153,6 +153,29 @@ class Preference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedExample:
+    """An example or pair that a training step used, by its id, with its tokens (prompt and completions)."""
+
+    id: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """One model's answer to one held-out prompt, judged; `repetition` is the share of repeated word 4-grams."""
+
+    id: str
+    prompt_id: str
+    model: str
+    selector: float
+    validator: float
+    num_tokens: int
+    finished: int
+    repetition: float
+    language_match: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reject:
     """A row that was dropped: what it was, why, and its text."""
 
@@ -161,7 +184,6 @@ class Reject:
     raw: str
 
 
-Row = Document | Topic | Knowledge | Instruction | Response | Score | SftExample | RewardPair | Preference | Reject
 R = TypeVar("R")
 
 _ARROW = {
@@ -201,5 +223,18 @@ def from_records(row_type: type[R], records: Iterable[Mapping[str, Any]], where:
 
 ROW_TYPES: dict[str, type] = {
     t.__name__: t
-    for t in (Document, Topic, Knowledge, Instruction, Response, Score, SftExample, RewardPair, Preference, Reject)
+    for t in (
+        Document,
+        Topic,
+        Knowledge,
+        Instruction,
+        Response,
+        Score,
+        SftExample,
+        RewardPair,
+        Preference,
+        TrainedExample,
+        EvalResult,
+        Reject,
+    )
 }

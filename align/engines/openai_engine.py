@@ -23,6 +23,10 @@ _DONE = object()
 class OpenAIEngine:
     """The completions endpoint of a server, token ids in and out, n samples in one call.
 
+    What no call can set, the server's start must: `--generation-config vllm` (else the model's generation_config.json may
+    add its own penalties) and, for JSON schemas, `--structured-outputs-config '{"backend": "xgrammar",
+    "disable_any_whitespace": true}'` (else small models write blanks between the fields until max_tokens).
+
     Args:
         base_url: such as http://localhost:8000/v1.
         model_name: the model's name on the server.

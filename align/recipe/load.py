@@ -1,4 +1,4 @@
-"""From a YAML file and `--set` overrides to a checked `Recipe`, with errors that name key, line and the nearest valid key."""
+"""From a YAML file and `--set` overrides to a checked `Recipe`; errors name key, line and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -44,11 +44,39 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     lines = dict(_lines(node, (), path))
     for override in overrides:
         apply_override(data, override)
+    for loc in _PATH_KEYS:
+        _make_absolute(data, loc, path.resolve().parent)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         faults = [_explain(e, lines, path) for e in error.errors()]
         raise UserError("\n".join(faults)) from None
+
+
+# Where a recipe names files or folders; relative ones are relative to the recipe's own folder.
+_PATH_KEYS: tuple[Loc, ...] = (
+    ("corpus", "paths"),
+    ("models", "*", "path"),
+    ("taxonomy", "path"),
+    ("reward_data", "path"),
+    ("reward_models", "*", "path"),
+    ("reward_models", "*", "train", "backbone", "path"),
+    ("engine", "replay_path"),
+)
+
+
+def _make_absolute(data: Any, loc: Loc, base: Path) -> None:
+    if not isinstance(data, dict):
+        return
+    head, *rest = loc
+    for key in list(data) if head == "*" else [head]:
+        value = data.get(key)
+        if rest:
+            _make_absolute(value, tuple(rest), base)
+        elif isinstance(value, str):
+            data[key] = str(base / Path(value).expanduser())
+        elif isinstance(value, list):
+            data[key] = [str(base / Path(v).expanduser()) if isinstance(v, str) else v for v in value]
 
 
 def _lines(node: yaml.Node | None, loc: Loc, path: Path) -> Iterator[tuple[Loc, int]]:
@@ -86,10 +114,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     *parents, last = dotted.split(".")
     place: Any = data
     for part in parents:
-        if isinstance(place, list):
-            place = place[_index(place, part, override)]
-        else:
-            place = place.setdefault(part, {})
+        place = place[_index(place, part, override)] if isinstance(place, list) else place.setdefault(part, {})
         if not isinstance(place, dict | list):
             raise UserError(f"--set {override}: {part} holds a value, not a section")
     if isinstance(place, list):

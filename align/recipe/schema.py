@@ -29,7 +29,7 @@ class ModelSpec(Strict):
     """A model: a local folder (`path`) or one that align builds from an installed package (`builtin`)."""
 
     path: str | None = Field(None, description="Folder with safetensors, tokenizer and chat template.")
-    builtin: str | None = Field(None, description="smollm2-135m-instruct, all-minilm-l6-v2 or tiny-llama.")
+    builtin: str | None = Field(None, description="smollm2-135m-instruct, all-minilm-l6-v2, tiny-llama or tiny-bert.")
 
     @model_validator(mode="after")
     def _one_of(self) -> ModelSpec:
@@ -78,9 +78,7 @@ class SamplingSpec(Strict):
 
     temperature: Annotated[float, Field(ge=0)] = 0.9
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    min_p: Share = Field(
-        0.0, description="Keep tokens at least this likely relative to the best; cheaper than top_p on CPU."
-    )
+    min_p: Share = Field(0.0, description="Keep tokens this likely relative to the best; cheaper than top_p on CPU.")
     max_tokens: Count = 256
     repetition_penalty: Positive = 1.0
 
@@ -101,8 +99,8 @@ class TaxonomySpec(Strict):
 
     path: str | None = Field(None, description="YAML tree of your own; null uses the shipped one.")
     units_per_document: Count = Field(2, description="Knowledge units asked of each document.")
-    extraction: Literal["model", "sentences"] = Field(
-        "model",
+    extraction: dict[Language, Literal["model", "sentences"]] = Field(
+        {"en": "model", "ko": "model"},
         description="model: the base model states the facts; sentences: the document's own most central sentences.",
     )
     min_grounding: Share = Field(0.6, description="Share of a unit's content words that its document must contain.")
@@ -114,6 +112,10 @@ class InstructionsSpec(Strict):
     """Instructions asked of each knowledge unit."""
 
     per_unit: Count = 2
+    writer: dict[Language, Literal["model", "template"]] = Field(
+        {"en": "model", "ko": "model"},
+        description="template: fixed wording around the topic's key term, for languages the base model cannot write.",
+    )
     task_types: tuple[Literal["question", "explain", "list", "compare", "advise"], ...] = ("question", "explain", "list")
     sampling: SamplingSpec = SamplingSpec(temperature=0.7, min_p=0.05, max_tokens=64)
 
@@ -144,8 +146,12 @@ class SplitSpec(Strict):
 
 
 class AnswersSpec(Strict):
-    """Answers for the SFT set, written by the base model."""
+    """Answers for the SFT set."""
 
+    writer: dict[Language, Literal["model", "document"]] = Field(
+        {"en": "model", "ko": "model"},
+        description="document: the source passage itself, for languages the base model cannot write.",
+    )
     grounded: bool = Field(True, description="Show the model the knowledge unit while it answers.")
     candidates: Count = Field(1, description="Answers sampled per instruction; the first that passes the checks is kept.")
     max_repetition: Share = Field(0.3, description="Highest allowed share of repeated word 4-grams in an answer.")
@@ -330,6 +336,13 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _names(self) -> Recipe:
+        for where, writers in (
+            ("taxonomy.extraction", self.taxonomy.extraction),
+            ("instructions.writer", self.instructions.writer),
+            ("answers.writer", self.answers.writer),
+        ):
+            if missing := [lang for lang in self.corpus.languages if lang not in writers]:
+                raise ValueError(f"{where}: say how for language {', '.join(missing)} too")
         if BASE_MODEL not in self.models:
             raise ValueError(f"models needs an entry named {BASE_MODEL}: the model that SFT starts from")
         trained = [SFT_MODEL, *(stage.name for stage in self.stages)]

@@ -12,7 +12,9 @@ from align.train.data import DialogueExample
 from align.train.reference import by_length, check_unique, open_scorer
 
 
-def _sums(folder: Path, examples: Sequence[DialogueExample], micro_batch: int, precision: str, label: str) -> dict[str, float]:
+def _sums(
+    folder: Path, examples: Sequence[DialogueExample], micro_batch: int, precision: str, label: str
+) -> dict[str, float]:
     sums = open_scorer(folder, precision)
     found: dict[str, float] = {}
     with Progress(label, len(examples), "responses") as bar:

@@ -39,9 +39,7 @@ def open_scorer(folder: Path, precision: str) -> Sums:
     return sums
 
 
-def by_length(
-    examples: Sequence[DialogueExample] | Sequence[PairExample], micro_batch: int
-) -> Iterator[Sequence[Any]]:
+def by_length(examples: Sequence[DialogueExample] | Sequence[PairExample], micro_batch: int) -> Iterator[Sequence[Any]]:
     """Micro-batches of examples of like length, the longest first, so that a lack of memory shows at once."""
     ordered = sorted(examples, key=lambda e: (-len(e.prompt_ids) - max(map(len, e.completions)), e.id))
     for start in range(0, len(ordered), micro_batch):

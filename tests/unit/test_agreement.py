@@ -51,7 +51,7 @@ def test_a_model_that_ties_everything_has_no_correlation() -> None:
 
 
 def test_sign_and_top1() -> None:
-    assert [sign([1.0, 2.0, 2.0], w, l) for w, l in ((1, 0), (0, 1), (1, 2))] == [1.0, -1.0, 0.0]
+    assert [sign([1.0, 2.0, 2.0], winner, loser) for winner, loser in ((1, 0), (0, 1), (1, 2))] == [1.0, -1.0, 0.0]
     assert top1([1.0, 5.0, 2.0], [0.1, 0.3, 0.2]) == 1.0
     assert top1([1.0, 5.0, 2.0], [0.1, 0.2, 0.3]) == 0.0
     assert top1([5.0, 5.0, 2.0], [1.0, 1.0, 0.0]) == 1.0

@@ -57,7 +57,8 @@ def test_best_and_worst_become_the_pair() -> None:
     ("first", "second", "rules", "of", "reason"),
     [
         ([1.0], [1.0], {}, {}, "fewer_than_two_responses"),
-        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], {}, {"r0": {"finish_reason": "length"}, "r2": {"text": " \n"}}, "fewer_than_two_finished"),
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], {}, {"r0": {"finish_reason": "length"}, "r2": {"text": " \n"}},
+         "fewer_than_two_finished"),
         ([1.0, 2.0], [1.0, 2.0], {}, {"r0": {"token_ids": []}}, "fewer_than_two_finished"),
         ([1.0, 2.0], [1.0, 2.0], {}, {"r0": {"token_ids": [7]}, "r1": {"token_ids": [7]}}, "all_responses_identical"),
         ([1.0, NAN, 3.0], [1.0, 2.0, 3.0], {}, {}, "nan_score"),

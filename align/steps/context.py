@@ -1,0 +1,136 @@
+"""What a step's function gets: the recipe, its inputs, its folder, and the engine its process keeps open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from align.core.artifact import Artifact, Manifest, StepFolder
+from align.core.chat import Chat
+from align.core.errors import UserError
+from align.core.rows import Instruction
+from align.engines.open import open_engine
+from align.engines.protocol import Engine, Sampling
+from align.recipe.schema import BASE_MODEL, Recipe, SamplingSpec
+from align.steps.table import Step, engine_kind, model_path, training_step
+
+R = TypeVar("R")
+
+
+def sampling(spec: SamplingSpec) -> Sampling:
+    """The engine's sampling options of a recipe section."""
+    return Sampling(
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        min_p=spec.min_p,
+        max_tokens=spec.max_tokens,
+        repetition_penalty=spec.repetition_penalty,
+    )
+
+
+@dataclass
+class Process:
+    """What lives as long as a process: the engine of one model, opened when the first step asks for it."""
+
+    recipe: Recipe
+    run_dir: Path
+    steps: dict[str, Step]
+    _open: dict[str, tuple[Engine, Chat]] = field(default_factory=dict)
+
+    def model_folder(self, name: str) -> Path:
+        """The folder of `base`, of another model of the recipe, or of M0, M1, ..."""
+        step = training_step(self.recipe, name)
+        if step is None:
+            return model_path(self.recipe.models[name])
+        return self.run_dir / self.steps[step].folder / "model"
+
+    def chat(self, name: str) -> Chat:
+        """The tokenizer and template of a model."""
+        return self._open[name][1] if name in self._open else Chat.load(self.model_folder(name))
+
+    def engine(self, name: str) -> tuple[Engine, Chat]:
+        """The engine of a model; another one that is open is closed first, so that memory holds one model."""
+        if name not in self._open:
+            self.close()
+            spec, folder = self.recipe.engine, self.model_folder(name)
+            chat = Chat.load(folder)
+            engine = open_engine(
+                engine_kind(self.recipe),
+                folder,
+                chat=chat,
+                dtype=spec.dtype,
+                max_model_len=spec.max_model_len,
+                max_num_seqs=spec.max_num_seqs,
+                gpu_memory_utilization=spec.gpu_memory_utilization,
+                base_url=spec.base_url,
+                server_model=spec.model_names.get(name, name),
+                api_key_env=spec.api_key_env,
+                max_concurrency=spec.max_concurrency,
+                timeout_s=spec.timeout_s,
+                max_retries=spec.max_retries,
+                replay_path=Path(spec.replay_path) if spec.replay_path else None,
+                record_with=spec.record_with,
+            )
+            self._open[name] = (engine, chat)
+        return self._open[name]
+
+    def close(self) -> None:
+        """Close the open engine, if any."""
+        for engine, _ in self._open.values():
+            engine.close()
+        self._open.clear()
+
+
+@dataclass(frozen=True)
+class Context:
+    """One step at work."""
+
+    step: Step
+    out: StepFolder
+    process: Process
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.process.recipe
+
+    @property
+    def seed(self) -> int:
+        return self.process.recipe.seed
+
+    def artifact(self, step_name: str) -> Artifact:
+        """The finished artifact of an input step."""
+        if step_name not in self.step.inputs:
+            raise KeyError(f"{self.step.name} does not declare {step_name} as an input")
+        return Artifact(self.process.run_dir / self.process.steps[step_name].folder)
+
+    def rows(self, step_name: str, row_type: type[R]) -> list[R]:
+        """All rows of an input step."""
+        return self.artifact(step_name).rows(row_type)
+
+    def base(self) -> tuple[Engine, Chat]:
+        """The engine of the base model, which writes the data."""
+        return self.process.engine(BASE_MODEL)
+
+    def prompts(self, split: str, limit: int | None) -> list[Instruction]:
+        """The instructions of a split, at most `limit`, in order of id (a hash, so a limit is an unbiased choice)."""
+        rows = sorted((r for r in self.rows("evolve", Instruction) if r.split == split), key=lambda r: r.id)
+        if not rows:
+            raise UserError(
+                f"{self.step.name}: no instruction fell into split {split!r}; raise splits, corpus or instructions.per_unit"
+            )
+        return rows[:limit]
+
+    def finish(self, **metrics: object) -> Manifest:
+        """Write the manifest."""
+        return self.out.finish(metrics)
+
+
+def engine_metrics(engine: Engine | None, rows: Sequence[object] = ()) -> dict[str, object]:
+    """What a manifest keeps of the engine that worked for a step, and the tokens that came out."""
+    if engine is None:
+        return {}
+    info = engine.info
+    tokens = sum(getattr(row, "num_tokens", 0) for row in rows)
+    return {"engine": {"kind": info.kind, "version": info.version, "flags": info.flags}, "completion_tokens": tokens}

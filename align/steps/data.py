@@ -1,0 +1,218 @@
+"""From documents to the SFT set: what each data step does with its inputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from align.core.rows import Document, Instruction, Knowledge, Reject, Response, Topic, to_table
+from align.sample import response_rows
+from align.steps.context import Context, engine_metrics, sampling
+from align.steps.table import splits
+from data_gen import answers, evolve, instruct, knowledge
+from data_gen.corpus import read_documents
+from data_gen.taxonomy import Taxonomy, TopicIndex, load_taxonomy
+
+
+def run_corpus(ctx: Context) -> None:
+    """Documents in."""
+    spec = ctx.recipe.corpus
+    documents, rejects, counts = read_documents(
+        ctx.step.files,
+        languages=spec.languages,
+        allow_licenses=spec.allow_licenses,
+        min_chars=spec.min_chars,
+        max_chars=spec.max_chars,
+        limit=spec.limit,
+        run_seed=ctx.seed,
+    )
+    documents, duplicates = _unique(documents)
+    ctx.out.write_all(documents, rejects + duplicates, asked=len(documents) + len(rejects) + len(duplicates))
+    ctx.finish(**counts)
+
+
+def _unique(documents: list[Document]) -> tuple[list[Document], list[Reject]]:
+    """Documents that became equal once they were cut to the same length are duplicates too."""
+    seen: dict[str, Document] = {}
+    rejects = []
+    for document in documents:
+        if document.id in seen:
+            rejects.append(Reject(id=document.id, reason="duplicate_text", raw=document.source))
+        seen.setdefault(document.id, document)
+    return list(seen.values()), rejects
+
+
+def _tree(ctx: Context) -> Taxonomy:
+    path = ctx.recipe.taxonomy.path
+    return load_taxonomy(Path(path) if path else None)
+
+
+def run_taxonomy(ctx: Context) -> None:
+    """Documents to knowledge units in their topics; `topics.parquet` beside the rows holds the tree with its counts."""
+    spec = ctx.recipe.taxonomy
+    tree = _tree(ctx)
+    documents = ctx.rows("corpus", Document)
+    index = {lang: TopicIndex(tree, lang) for lang in sorted({d.lang for d in documents})}
+    engine = chat = None
+    for shard in ctx.out.pending(len(documents)):
+        part = documents[shard.start : shard.stop]
+        asked = [d for d in part if spec.extraction[d.lang] == "model"]
+        answered = {}
+        if asked:
+            engine, chat = ctx.base()
+            answered = knowledge.ask_for_facts(
+                engine, chat, asked, count=spec.units_per_document, sampling=sampling(spec.sampling), run_seed=ctx.seed,
+                journal=ctx.out.journal(f"calls-{shard.index:05d}"),
+            )  # fmt: skip
+        rows: list[Knowledge] = []
+        rejects: list[Reject] = []
+        for document in part:
+            kept, dropped = knowledge.knowledge_rows(
+                document, answered.get(document.id), chat, index, count=spec.units_per_document,
+                min_grounding=spec.min_grounding, min_similarity=spec.min_similarity,
+            )  # fmt: skip
+            rows += kept
+            rejects += dropped
+        ctx.out.write_shard(shard.index, rows, rejects, asked=len(part) * spec.units_per_document)
+    units = [k for path in sorted(ctx.out.folder.glob("data/*.parquet")) for k in pq.read_table(path).to_pylist()]
+    counts = Counter(k["topic_id"] for k in units)
+    pq.write_table(to_table(Topic, tree.topic_rows(counts)), ctx.out.folder / "topics.parquet")
+    filled = sum(1 for leaf in tree.leaves if counts[leaf.id])
+    ctx.finish(topics=len(tree.leaves), topics_filled=filled, **engine_metrics(engine))
+
+
+def run_instruct(ctx: Context) -> None:
+    """Knowledge units to generation-0 instructions."""
+    spec = ctx.recipe.instructions
+    topics = {leaf.id: leaf for leaf in _tree(ctx).leaves}
+    shares = splits(ctx.recipe)
+    wanted = [
+        (unit, task_type)
+        for unit in ctx.rows("taxonomy", Knowledge)
+        for task_type in instruct.task_types_of(unit, spec.task_types, spec.per_unit, ctx.seed)
+    ]
+    engine = chat = None
+    for shard in ctx.out.pending(len(wanted)):
+        numbered = instruct.enumerate_asks(wanted)[shard.start : shard.stop]
+        asked = [wish for _, wish in numbered if spec.writer[wish[0].lang] == "model"]
+        answered = {}
+        if asked:
+            engine, chat = ctx.base()
+            answered = instruct.ask_for_instructions(
+                engine, chat, [(n, w) for n, w in numbered if spec.writer[w[0].lang] == "model"],
+                sampling=sampling(spec.sampling), run_seed=ctx.seed, journal=ctx.out.journal(f"calls-{shard.index:05d}"),
+            )  # fmt: skip
+        made = [
+            instruct.instruction_or_reject(
+                unit, task_type, number, answered.get(instruct.ask_id(unit, task_type, number)), chat,
+                topics[unit.topic_id], instruct.split_of(unit.document_id, ctx.seed, shares),
+            )
+            for number, (unit, task_type) in numbered
+        ]  # fmt: skip
+        rows, rejects = _without_duplicates(made)
+        ctx.out.write_shard(shard.index, rows, rejects, asked=len(numbered))
+    ctx.finish(**engine_metrics(engine))
+
+
+def _without_duplicates(made: list[Instruction | Reject]) -> tuple[list[Instruction], list[Reject]]:
+    rows: dict[str, Instruction] = {}
+    rejects = [row for row in made if isinstance(row, Reject)]
+    for row in made:
+        if isinstance(row, Instruction):
+            text = row.messages[-1]["content"]
+            if text in rows:
+                rejects.append(Reject(id=row.id, reason="duplicate", raw=text))
+            rows.setdefault(text, row)
+    return list(rows.values()), rejects
+
+
+def run_evolve(ctx: Context) -> None:
+    """The pool after evolution: every parent, and every child that the eliminator let pass."""
+    spec = ctx.recipe.evolution
+    pool = ctx.rows("instruct", Instruction)
+    asked = len(pool)
+    texts = {row.messages[-1]["content"] for row in pool}
+    rejects: list[Reject] = []
+    engine = None
+    generation = pool
+    for number in range(1, spec.rounds + 1):
+        chosen = evolve.choose(
+            generation, operators=spec.operators, share=spec.share, round_number=number, run_seed=ctx.seed
+        )
+        if chosen := _by_model(ctx, chosen):
+            engine, chat = ctx.base()
+            answered = evolve.ask_for_children(
+                engine, chat, chosen, round_number=number, sampling=sampling(spec.sampling), run_seed=ctx.seed,
+                journal=ctx.out.journal(f"calls-{number}"),
+            )  # fmt: skip
+            children = []
+            for parent, operator in chosen:
+                child = evolve.child_or_reject(parent, operator, answered[parent.id], chat)
+                if isinstance(child, Instruction) and child.messages[-1]["content"] in texts:
+                    child = Reject(id=child.id, reason="duplicate", raw=child.messages[-1]["content"])
+                if isinstance(child, Reject):
+                    rejects.append(child)
+                else:
+                    texts.add(child.messages[-1]["content"])
+                    children.append(child)
+            asked += len(chosen)
+            pool = [*pool, *children]
+            generation = [*generation, *children]
+    ctx.out.write_all(pool, rejects, asked=asked)
+    by_generation = Counter(row.generation for row in pool)
+    mean = {g: round(sum(r.difficulty for r in pool if r.generation == g) / n, 4) for g, n in sorted(by_generation.items())}
+    ctx.finish(
+        by_generation={str(g): n for g, n in sorted(by_generation.items())},
+        mean_difficulty={str(g): value for g, value in mean.items()},
+        by_split=dict(Counter(row.split for row in pool)),
+        **engine_metrics(engine),
+    )
+
+
+def _by_model(ctx: Context, chosen: list[tuple[Instruction, str]]) -> list[tuple[Instruction, str]]:
+    """Only languages that the base model writes are evolved by it."""
+    writer = ctx.recipe.instructions.writer
+    return [(row, operator) for row, operator in chosen if writer[row.lang] == "model"]
+
+
+def run_respond(ctx: Context) -> None:
+    """Answers to the SFT split."""
+    spec = ctx.recipe.answers
+    instructions = ctx.prompts("sft", None)
+    units = {k.id: k for k in ctx.rows("taxonomy", Knowledge)}
+    documents = {d.id: d.text for d in ctx.rows("corpus", Document)}
+    facts = {k.id: k.statement for k in units.values()} if spec.grounded else None
+    engine = None
+    for shard in ctx.out.pending(len(instructions)):
+        part = instructions[shard.start : shard.stop]
+        asked = [i for i in part if spec.writer[i.lang] == "model"]
+        rows: list[Response] = []
+        rejects: list[Reject] = []
+        if asked:
+            engine, chat = ctx.base()
+            answered = answers.ask_for_answers(
+                engine, chat, asked, facts, candidates=spec.candidates, sampling=sampling(spec.sampling),
+                run_seed=ctx.seed, journal=ctx.out.journal(f"calls-{shard.index:05d}"),
+            )  # fmt: skip
+            for instruction in asked:
+                kept, dropped = response_rows(instruction.id, "base", answered[instruction.id], chat, spec.candidates)
+                rows += kept
+                rejects += dropped
+        taken = [i for i in part if spec.writer[i.lang] == "document"]
+        for instruction in taken:
+            unit = units[instruction.knowledge_id]
+            passage = answers.passage_from(documents[unit.document_id], unit.statement)
+            rows.append(answers.document_response(instruction, passage))
+        ctx.out.write_shard(shard.index, rows, rejects, asked=len(asked) * spec.candidates + len(taken))
+    ctx.finish(**engine_metrics(engine))
+
+
+def run_sft_data(ctx: Context) -> None:
+    """Answers that pass become the SFT set; each instruction of the split ends as a row or a reject."""
+    rows, rejects = answers.sft_set(
+        ctx.prompts("sft", None), ctx.rows("respond", Response), max_repetition=ctx.recipe.answers.max_repetition
+    )
+    ctx.out.write_all(rows, rejects, asked=len(rows) + len(rejects))
+    ctx.finish(by_language=dict(Counter(row.lang for row in rows)))

@@ -1,0 +1,35 @@
+"""Which function does which step's work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from align.steps.context import Context
+
+
+def work_of(step_name: str) -> Callable[[Context], None]:
+    """The function of a step; imported here, when it is needed, so that planning loads no model library."""
+    from align.steps import data, evaluation, reward, training
+
+    exact: dict[str, Callable[[Context], None]] = {
+        "corpus": data.run_corpus,
+        "taxonomy": data.run_taxonomy,
+        "instruct": data.run_instruct,
+        "evolve": data.run_evolve,
+        "respond": data.run_respond,
+        "sft.data": data.run_sft_data,
+        "sft": training.run_sft,
+        "reward.data": reward.run_reward_data,
+        "eval": evaluation.run_eval,
+        "report": evaluation.run_report,
+    }
+    if step_name in exact:
+        return exact[step_name]
+    kind = step_name.split(".")[1]
+    by_kind: dict[str, Callable[[Context], None]] = {
+        "sample": reward.run_sample,
+        "score": reward.run_score,
+        "pair": reward.run_pair,
+        "train": training.run_preference,
+    }
+    return by_kind.get(kind, reward.run_reward_train)

@@ -1,0 +1,342 @@
+"""The table of steps of a recipe: what each reads, what decides its result, where it writes, and in which process it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.builtin_models import builtin_folder, is_built
+from align.core.artifact import Manifest
+from align.core.errors import UserError
+from align.core.hashing import FileHashes, fingerprint
+from align.core.records import expand_paths
+from align.core.rows import (
+    Document,
+    EvalResult,
+    Instruction,
+    Knowledge,
+    Preference,
+    Reject,
+    Response,
+    RewardPair,
+    Score,
+    SftExample,
+    TrainedExample,
+)
+from align.recipe.schema import BASE_MODEL, SFT_MODEL, ModelSpec, Recipe, RewardModelSpec, StageSpec
+
+# Raised when the meaning of rows or of a step's work changes: everything is made anew.
+CODE_SCHEMA = 1
+REWARD_ROLES = ("selector", "validator")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a run.
+
+    Attributes:
+        name: such as `stage1.sample.M0`.
+        verb: the command that runs it.
+        stage: 1, 2, ... or 0 outside the stages.
+        folder: of its artifact, relative to the run folder.
+        inputs: names of the steps whose artifacts it reads.
+        config: what of the recipe decides its result.
+        models: model folders outside the run that decide its result.
+        files: other outside files that do.
+        row_type: of its artifact.
+        process: steps with the same key share one process (and its open engine); empty means light work in the parent.
+        about: one line for the plan.
+    """
+
+    name: str
+    verb: str
+    folder: str
+    row_type: type
+    about: str
+    stage: int = 0
+    inputs: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    models: tuple[Path, ...] = ()
+    files: tuple[Path, ...] = ()
+    process: str = ""
+
+
+def model_path(spec: ModelSpec) -> Path:
+    """The folder of a recipe's model."""
+    return builtin_folder(spec.builtin) if spec.builtin else Path(str(spec.path))
+
+
+def missing_builtins(recipe: Recipe) -> list[str]:
+    """Built-in models that the recipe uses and that are not built yet."""
+    specs = list(recipe.models.values())
+    for role in REWARD_ROLES:
+        train = getattr(recipe.reward_models, role).train
+        if train:
+            specs.append(train.backbone)
+    names = dict.fromkeys(s.builtin for s in specs if s.builtin)
+    return [n for n in names if n and not is_built(n)]
+
+
+def engine_kind(recipe: Recipe) -> str:
+    """The kind that `auto` stands for on this machine."""
+    if recipe.engine.kind != "auto":
+        return recipe.engine.kind
+    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
+
+
+def _dump(section: Any, *exclude: str) -> dict[str, Any]:
+    return dict(section.model_dump(mode="json", exclude=set(exclude)))
+
+
+def _engine_config(recipe: Recipe) -> dict[str, Any]:
+    """What of the engine section changes answers: not the batch size, the address or the time-outs."""
+    engine = recipe.engine
+    kind = engine.record_with or engine_kind(recipe)
+    return {"kind": kind, "dtype": engine.dtype, "max_model_len": engine.max_model_len}
+
+
+# Speed, not results: how many examples go through the model at once, and recomputation instead of storage.
+_NOT_RESULTS = ("micro_batch", "gradient_checkpointing", "allow_high_learning_rate")
+
+
+def build_steps(recipe: Recipe) -> list[Step]:
+    """All steps of a recipe, each after its inputs."""
+    return [*_data_steps(recipe), *_sft_and_reward_steps(recipe), *_stage_steps(recipe), *_evaluation_steps(recipe)]
+
+
+def _data_steps(recipe: Recipe) -> Iterator[Step]:
+    from data_gen.prompts import templates_fingerprint
+
+    base = (model_path(recipe.models[BASE_MODEL]),)
+    process = f"engine:{BASE_MODEL}"
+    written = {"seed": recipe.seed, "engine": _engine_config(recipe), "templates": templates_fingerprint()}
+    corpus_files = tuple(expand_paths(recipe.corpus.paths, "corpus.paths"))
+    yield Step(
+        name="corpus", verb="taxonomy", folder="corpus", row_type=Document, files=corpus_files,
+        config={**_dump(recipe.corpus, "paths"), "seed": recipe.seed}, about="read, check and de-duplicate documents",
+    )  # fmt: skip
+    tree = (Path(recipe.taxonomy.path),) if recipe.taxonomy.path else ()
+    yield Step(
+        name="taxonomy", verb="taxonomy", folder="taxonomy", row_type=Knowledge, inputs=("corpus",), models=base,
+        config={**_dump(recipe.taxonomy, "path"), **written}, files=tree, process=process,
+        about="take knowledge units from documents and place them in the taxonomy",
+    )  # fmt: skip
+    yield Step(
+        name="instruct", verb="instruct", folder="instruct", row_type=Instruction, inputs=("taxonomy",), models=base,
+        config={**_dump(recipe.instructions), **written, "splits": splits(recipe)}, files=tree, process=process,
+        about="turn knowledge units into instructions",
+    )  # fmt: skip
+    yield Step(
+        name="evolve", verb="evolve", folder="evolve", row_type=Instruction, inputs=("instruct",), models=base,
+        config={**_dump(recipe.evolution), **written}, process=process, about="evolve instructions, eliminate bad ones",
+    )  # fmt: skip
+    yield Step(
+        name="respond", verb="respond", folder="respond", row_type=Response, models=base, process=process,
+        inputs=("corpus", "taxonomy", "evolve"), config={**_dump(recipe.answers, "max_repetition"), **written},
+        about="answer the instructions of the SFT split",
+    )  # fmt: skip
+    yield Step(
+        name="sft.data", verb="respond", folder="sft/data", row_type=SftExample, inputs=("evolve", "respond"),
+        config={"max_repetition": recipe.answers.max_repetition}, about="check answers and write the SFT set",
+    )  # fmt: skip
+
+
+def splits(recipe: Recipe) -> dict[str, float]:
+    """Share of documents by split name: sft, each stage, heldout."""
+    share = recipe.splits.stages / len(recipe.stages)
+    return {"sft": recipe.splits.sft, **{s.name: share for s in recipe.stages}, "heldout": recipe.splits.heldout}
+
+
+def training_step(recipe: Recipe, model: str) -> str | None:
+    """The step that makes a model, or None for one that exists before the run."""
+    if model == SFT_MODEL:
+        return "sft"
+    return next((f"stage{k}.train" for k, s in enumerate(recipe.stages, 1) if s.name == model), None)
+
+
+def _uses(recipe: Recipe, *models: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """(input steps, outside folders) of the models that a step needs."""
+    names = tuple(dict.fromkeys(models))
+    steps = tuple(s for m in names if (s := training_step(recipe, m)))
+    return steps, tuple(model_path(recipe.models[m]) for m in names if m in recipe.models)
+
+
+def reward_inputs(recipe: Recipe, role: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """(input steps, outside folders) of a reward model."""
+    spec: RewardModelSpec = getattr(recipe.reward_models, role)
+    return ((f"reward.{role}",), ()) if spec.train else ((), (Path(str(spec.path)),))
+
+
+def _sft_and_reward_steps(recipe: Recipe) -> Iterator[Step]:
+    made, outside = _uses(recipe, recipe.sft.init)
+    yield Step(
+        name="sft", verb="sft", folder="sft/train", row_type=TrainedExample, inputs=("sft.data", *made), models=outside,
+        config={**_dump(recipe.sft, *_NOT_RESULTS), "seed": recipe.seed}, process="train:sft",
+        about=f"train {SFT_MODEL} from {recipe.sft.init} on assistant tokens",
+    )  # fmt: skip
+    trained = [role for role in REWARD_ROLES if getattr(recipe.reward_models, role).train]
+    if trained:
+        data = recipe.reward_data
+        yield Step(
+            name="reward.data", verb="reward", folder="reward/data", row_type=RewardPair,
+            inputs=() if data.path else ("sft.data",), files=(Path(data.path),) if data.path else (),
+            config={**_dump(data, "path"), "seed": recipe.seed}, about="pairs that teach the reward models",
+        )  # fmt: skip
+    for role in trained:
+        spec = getattr(recipe.reward_models, role).train
+        yield Step(
+            name=f"reward.{role}", verb="reward", folder=f"reward/{role}", row_type=TrainedExample,
+            inputs=("reward.data",), models=(model_path(spec.backbone),), process=f"train:reward.{role}",
+            config={**_dump(spec, "backbone"), "seed": recipe.seed}, about=f"train the {role} (Bradley-Terry)",
+        )  # fmt: skip
+
+
+def _stage_steps(recipe: Recipe) -> Iterator[Step]:
+    for k, stage in enumerate(recipe.stages, 1):
+        yield from _one_stage(recipe, k, stage)
+
+
+def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
+    sampling = _dump(stage.sample, "models")
+    samples = []
+    for model in stage.sample.models:
+        made, outside = _uses(recipe, model)
+        samples.append(f"stage{k}.sample.{model}")
+        yield Step(
+            name=samples[-1], verb="sample", stage=k, folder=f"stage{k}/sample/{model}", row_type=Response,
+            inputs=("evolve", *made), models=outside, process=f"engine:{model}",
+            config={**sampling, "engine": _engine_config(recipe), "seed": recipe.seed, "split": stage.name, "model": model},
+            about=f"{stage.sample.n} responses per prompt from {model}",
+        )  # fmt: skip
+    for role in REWARD_ROLES:
+        made, outside = reward_inputs(recipe, role)
+        spec = getattr(recipe.reward_models, role)
+        yield Step(
+            name=f"stage{k}.score.{role}", verb="score", stage=k, folder=f"stage{k}/score/{role}", row_type=Score,
+            inputs=("evolve", *samples, *made), models=outside, process=f"score:{role}",
+            config={"precision": spec.precision, "max_length": spec.max_length}, about=f"score responses with the {role}",
+        )  # fmt: skip
+    yield Step(
+        name=f"stage{k}.pair", verb="pair", stage=k, folder=f"stage{k}/pair", row_type=Preference,
+        inputs=("evolve", *samples, *(f"stage{k}.score.{role}" for role in REWARD_ROLES)),
+        config={**_dump(stage.pair), "max_length": stage.train.max_length},
+        about="best and worst by the selector, where the validator agrees",
+    )  # fmt: skip
+    made, outside = _uses(recipe, stage.init, *([stage.reference] if stage.reference else []))
+    yield Step(
+        name=f"stage{k}.train", verb=stage.train.loss, stage=k, folder=f"stage{k}/train", row_type=TrainedExample,
+        inputs=(f"stage{k}.pair", "evolve", *made), models=outside, process=f"train:stage{k}",
+        config={**_dump(stage.train, *_NOT_RESULTS), "seed": recipe.seed, "init": stage.init, "reference": stage.reference},
+        about=f"train {stage.name} from {stage.init} with {stage.train.loss.upper()}",
+    )  # fmt: skip
+
+
+def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
+    spec = recipe.evaluation
+    sampling = _dump(spec, "models", "baseline", "precision")
+    samples = []
+    for model in spec.models:
+        made, outside = _uses(recipe, model)
+        samples.append(f"eval.sample.{model}")
+        yield Step(
+            name=samples[-1], verb="eval", folder=f"eval/sample/{model}", row_type=Response,
+            inputs=("evolve", *made), models=outside, process=f"engine:{model}",
+            config={**sampling, "engine": _engine_config(recipe), "seed": recipe.seed, "split": "heldout", "model": model},
+            about=f"{model} answers the held-out prompts",
+        )  # fmt: skip
+    for role in REWARD_ROLES:
+        made, outside = reward_inputs(recipe, role)
+        judge = getattr(recipe.reward_models, role)
+        yield Step(
+            name=f"eval.score.{role}", verb="eval", folder=f"eval/score/{role}", row_type=Score, process=f"score:{role}",
+            inputs=("evolve", *samples, *made), models=outside,
+            config={"precision": judge.precision, "max_length": judge.max_length}, about=f"the {role} judges them",
+        )  # fmt: skip
+    made, outside = _uses(recipe, *spec.models)
+    yield Step(
+        name="eval", verb="eval", folder="eval/result", row_type=EvalResult, process="train:eval", models=outside,
+        inputs=("evolve", *samples, *(f"eval.score.{role}" for role in REWARD_ROLES), *made),
+        config={"seed": recipe.seed, "baseline": spec.baseline, "precision": spec.precision, "models": list(spec.models)},
+        about="win rates, lengths, repetition, language match, KL",
+    )  # fmt: skip
+    everything = [
+        "corpus", "taxonomy", "instruct", "evolve", "respond", "sft.data", "sft",
+        *(["reward.data"] if any(getattr(recipe.reward_models, r).train for r in REWARD_ROLES) else []),
+        *(f"reward.{r}" for r in REWARD_ROLES if getattr(recipe.reward_models, r).train),
+    ]  # fmt: skip
+    for k, stage in enumerate(recipe.stages, 1):
+        everything += [f"stage{k}.sample.{m}" for m in stage.sample.models]
+        everything += [f"stage{k}.score.{role}" for role in REWARD_ROLES] + [f"stage{k}.pair", f"stage{k}.train"]
+    yield Step(
+        name="report", verb="report", folder="report", row_type=Reject, about="write report/index.html",
+        inputs=(*everything, *samples, *(f"eval.score.{role}" for role in REWARD_ROLES), "eval"),
+        config={"name": recipe.name},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A step with its fingerprint (None while an outside model is not built) and whether its result stands."""
+
+    step: Step
+    fingerprint: str | None
+    done: bool
+    started: bool
+    input_digests: dict[str, str]
+
+
+def plan_steps(steps: list[Step], run_dir: Path, hashes: FileHashes) -> list[Planned]:
+    """Compare what the recipe asks for with what stands in the run folder. Loads no model.
+
+    A step stands when its manifest has the expected fingerprint and its inputs still hold what it read.
+
+    Raises:
+        UserError: a model folder or file that the recipe names does not exist.
+    """
+    planned: dict[str, Planned] = {}
+    manifests: dict[str, Manifest] = {}
+    for step in steps:
+        outside = _outside(step, hashes)
+        above = [planned[name] for name in step.inputs]
+        known = outside is not None and all(p.fingerprint for p in above)
+        value = None
+        if known:
+            value = fingerprint([CODE_SCHEMA, step.name, step.config, outside, {p.step.name: p.fingerprint for p in above}])
+        folder = run_dir / step.folder
+        manifest = Manifest.load(folder)
+        digests = {p.step.name: manifests[p.step.name].digest() for p in above if p.done}
+        done = (
+            value is not None
+            and manifest is not None
+            and manifest.fingerprint == value
+            and all(p.done for p in above)
+            and manifest.inputs == digests
+        )
+        if done and manifest is not None:
+            manifests[step.name] = manifest
+        state = folder / "_work" / "state.json"
+        started = False
+        if not done and value is not None and state.exists():
+            started = json.loads(state.read_text()).get("fingerprint") == value
+        planned[step.name] = Planned(step=step, fingerprint=value, done=done, started=started, input_digests=digests)
+    return list(planned.values())
+
+
+def _outside(step: Step, hashes: FileHashes) -> list[str] | None:
+    """Content hashes of what a step reads from outside the run; None where a built-in model waits to be built."""
+    values = []
+    for folder in step.models:
+        if not (folder / "config.json").is_file():
+            if folder.parent == builtin_folder("tiny-llama").parent:
+                return None
+            raise UserError(f"{folder}: no model there (config.json is missing)")
+        values.append(hashes.model(folder))
+    for file in step.files:
+        if not file.is_file():
+            raise UserError(f"{file}: no such file")
+        values.append(hashes.sha256(file))
+    return values

