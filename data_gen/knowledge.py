@@ -20,11 +20,11 @@ from data_gen.prompts import render
 from data_gen.taxonomy import TopicIndex
 
 MIN_CHARS = {"en": 30, "ko": 12}
-MAX_CHARS = 240
+MAX_CHARS = 200
 
 
 def facts_schema(count: int, lang: str) -> str:
-    """JSON schema of a model's answer: exactly `count` facts of plausible length."""
+    """JSON schema of a model's answer: exactly `count` facts; without the bounds small models run on or leave them empty."""
     fact = {"type": "string", "minLength": MIN_CHARS[lang], "maxLength": MAX_CHARS}
     facts = {"type": "array", "items": fact, "minItems": count, "maxItems": count}
     return json.dumps({"type": "object", "properties": {"facts": facts}, "required": ["facts"]})
@@ -62,6 +62,11 @@ def parse_facts(text: str) -> list[str]:
     if not isinstance(data, dict) or not isinstance(data.get("facts"), list):
         raise ValueError("no list of facts")
     return [" ".join(str(fact).split()) for fact in data["facts"]]
+
+
+def first_sentence(fact: str) -> str:
+    """A unit is one sentence; small models run on into the next ones."""
+    return next(iter(sentences(fact)), "")
 
 
 def central_sentences(text: str, count: int, lang: str) -> list[str]:
@@ -117,7 +122,7 @@ def knowledge_rows(
         if completion.finish_reason != "stop":
             return [], [reject(i, "truncated", text) for i in range(count)]
         try:
-            facts = parse_facts(text)[:count]
+            facts = [first_sentence(fact) for fact in parse_facts(text)[:count]]
         except ValueError:
             return [], [reject(i, "not_json", text) for i in range(count)]
     rows: list[Knowledge] = []
@@ -127,6 +132,10 @@ def knowledge_rows(
         reason = ""
         if len(fact) < MIN_CHARS[document.lang]:
             reason = "too_short"
+        elif len(fact) > MAX_CHARS:
+            reason = "too_long"
+        elif fact[-1] not in ".!?":
+            reason = "not_a_sentence"
         elif detect(fact) != document.lang:
             reason = "off_language"
         elif grounding(fact, document.text, document.lang) < min_grounding:

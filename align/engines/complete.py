@@ -61,7 +61,7 @@ def complete(
         made = _request(ask, chat, sampling, derive_seed(run_seed, purpose, ask.id), engine.info.max_model_len)
         if isinstance(made, Answered):
             results[ask.id] = made
-        elif (key := _journal_key(made)) in ():
+        elif (key := _journal_key(made)) in journal:
             results[ask.id] = from_record(ask.id, journal.get(key))
         else:
             calls[ask.id] = made

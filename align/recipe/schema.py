@@ -24,6 +24,12 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def changed(self, *names: str) -> list[str]:
+        """Those of the fields that differ from their default. A resolved recipe writes every default out, so being
+        written says nothing."""
+        fields = type(self).model_fields
+        return [n for n in names if getattr(self, n) != fields[n].get_default(call_default_factory=True)]
+
 
 class ModelSpec(Strict):
     """A model: a local folder (`path`) or one that align builds from an installed package (`builtin`)."""
@@ -67,8 +73,8 @@ class EngineSpec(Strict):
             raise ValueError("replay_path goes with kind: replay, and kind: replay needs it")
         if self.record_with and self.kind != "replay":
             raise ValueError("record_with goes with kind: replay")
-        only_openai = {"model_names", "api_key_env", "max_concurrency", "timeout_s", "max_retries"}
-        if self.kind != "openai" and (unused := sorted(only_openai & self.model_fields_set)):
+        only_openai = ("api_key_env", "max_concurrency", "max_retries", "model_names", "timeout_s")
+        if self.kind != "openai" and (unused := self.changed(*only_openai)):
             raise ValueError(f"{', '.join(unused)} go with kind: openai")
         return self
 
@@ -103,9 +109,9 @@ class TaxonomySpec(Strict):
         {"en": "model", "ko": "model"},
         description="model: the base model states the facts; sentences: the document's own most central sentences.",
     )
-    min_grounding: Share = Field(0.6, description="Share of a unit's content words that its document must contain.")
+    min_grounding: Share = Field(0.7, description="Share of a unit's content words that its document must contain.")
     min_similarity: Share = Field(0.05, description="Cosine to the nearest topic below which a unit belongs nowhere.")
-    sampling: SamplingSpec = SamplingSpec(temperature=0.3, max_tokens=96)
+    sampling: SamplingSpec = SamplingSpec(temperature=0.3, max_tokens=128)
 
 
 class InstructionsSpec(Strict):
@@ -227,7 +233,7 @@ class RewardDataSpec(Strict):
 
     @model_validator(mode="after")
     def _used(self) -> RewardDataSpec:
-        if self.path is not None and (unused := sorted({"operators", "per_example"} & self.model_fields_set)):
+        if self.path is not None and (unused := self.changed("operators", "per_example")):
             raise ValueError(f"{', '.join(unused)} have no effect beside path")
         return self
 

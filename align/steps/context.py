@@ -65,7 +65,7 @@ class Process:
                 max_num_seqs=spec.max_num_seqs,
                 gpu_memory_utilization=spec.gpu_memory_utilization,
                 base_url=spec.base_url,
-                server_model=spec.model_names.get(name, name),
+                model_name=spec.model_names.get(name, name),
                 api_key_env=spec.api_key_env,
                 max_concurrency=spec.max_concurrency,
                 timeout_s=spec.timeout_s,

@@ -6,7 +6,6 @@ from align.core.chat import Chat
 from align.core.rows import Instruction, Response, Score
 from align.evaluate.table import eval_results, model_table
 from align.recipe.schema import SFT_MODEL
-from align.report.page import write_report
 from align.steps.context import Context
 from align.steps.reward import sampled
 from align.steps.table import REWARD_ROLES
@@ -61,5 +60,7 @@ def _kl(ctx: Context, prompts: dict[str, Instruction], responses: list[Response]
 
 def run_report(ctx: Context) -> None:
     """`report/index.html`."""
+    from align.report.page import write_report
+
     write_report(ctx.process.run_dir, ctx.out.folder / "index.html", name=ctx.recipe.name)
     ctx.finish()

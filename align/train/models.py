@@ -120,7 +120,9 @@ def save_model(model: Any, source: Path, output: Path, probe_ids: list[int]) -> 
     """
     trained = _probe_logits(model, probe_ids)
     dtype = weights_dtype(source)
-    model.to(dtype)
+    # Parameters only: rounding the model would round buffers that are not saved, such as the rotary frequencies.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     temporary = output.with_name(f".{output.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -131,7 +133,9 @@ def save_model(model: Any, source: Path, output: Path, probe_ids: list[int]) -> 
                 shutil.copytree(path, temporary / path.name, dirs_exist_ok=True)
             else:
                 shutil.copyfile(path, temporary / path.name)
-    rounded = _probe_logits(model.to(torch.float32), probe_ids)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.float32)
+    rounded = _probe_logits(model, probe_ids)
     reloaded = _probe_logits(load_model(temporary).to(next(model.parameters()).device), probe_ids)
     difference = float((reloaded - rounded).abs().max())
     if not difference <= RELOAD_TOLERANCE:

@@ -123,7 +123,7 @@ def test_vllm_in_process(smollm2_path: Path, chat: Chat, requests: list[Request]
     other_seed = [replace(request, seed=12) for request in requests[:1]]
     asked, answered = tmp_path / "asked", tmp_path / "answered"
     asked.write_bytes(pickle.dumps([requests, requests, other_seed]))
-    subprocess.run([sys.executable, "-c", CHILD, str(smollm2_path), str(asked), str(answered)], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", CHILD, str(smollm2_path), str(asked), str(answered)], check=True, timeout=540)
     (first, again, other), left, info = pickle.loads(answered.read_bytes())
     check_contract(chat, requests, by_id(first))
     assert by_id(first) == by_id(again)

@@ -25,7 +25,9 @@ def pairs(chosen, rejected, chosen_tokens, rejected_tokens, reference=(None, Non
 
 
 # lp_w, lp_l, |w|, |l|, ref_w, ref_l of three pairs: won, lost, undecided.
-THREE = pairs([-10.0, -30.0, -8.0], [-20.0, -12.0, -8.0], [5, 10, 4], [4, 6, 2], ([-12.0, -25.0, -8.0], [-18.0, -14.0, -8.0]))
+THREE = pairs(
+    [-10.0, -30.0, -8.0], [-20.0, -12.0, -8.0], [5, 10, 4], [4, 6, 2], ([-12.0, -25.0, -8.0], [-18.0, -14.0, -8.0])
+)
 
 
 def test_dpo_by_hand() -> None:

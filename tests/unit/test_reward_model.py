@@ -311,9 +311,10 @@ def test_resumed_training_equals_uninterrupted(folders: dict[str, Path], tmp_pat
 
     with pytest.raises(Stop):
         train(folders["llama"], tmp_path / "cut", on_step=stop)
-    torn = tmp_path / "cut" / "checkpoints" / "checkpoint-13"
-    torn.mkdir()
-    (torn / "trainer_state.json").write_text('{"global_step": 1')
+    for step, text in ((9, '{"global_step": 9}'), (13, '{"global_step": 1'), (14, "")):  # an older one and two torn ones
+        folder = tmp_path / "cut" / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(text)
     found = newest_checkpoint(tmp_path / "cut" / "checkpoints")
     assert found is not None and found.name == "checkpoint-10"
     resumed = train(folders["llama"], tmp_path / "cut", on_step=stop)

@@ -1,0 +1,216 @@
+"""The commands. Importing this module loads no model library."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align import __version__
+from align.core.errors import StepError, UserError
+
+if TYPE_CHECKING:
+    from align.runner import Run
+
+STEP_VERBS = {
+    "taxonomy": "documents to knowledge units in their topics",
+    "instruct": "knowledge units to instructions",
+    "evolve": "evolve instructions and eliminate bad ones",
+    "respond": "answer the SFT prompts and write the SFT set",
+    "sft": "train M0",
+    "reward": "make reward pairs and train the reward models",
+    "sample": "sample responses for a stage",
+    "score": "score a stage's responses with both reward models",
+    "pair": "turn scores into preference pairs",
+    "dpo": "train a stage whose loss is dpo",
+    "simpo": "train a stage whose loss is simpo",
+    "eval": "sample, judge and compare the models on held-out prompts",
+    "report": "write report/index.html",
+}
+STAGE_VERBS = ("sample", "score", "pair", "dpo", "simpo")
+EPILOG = """first steps:
+  align init quickstart    copy a starter recipe into this folder
+  align check              validate it and print the plan
+  align run                do everything that is not done yet; Ctrl-C is safe, the same command goes on
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="align",
+        description="Post-training of language models: taxonomy-driven data, SFT, two-reward preference pairs, DPO, SimPO.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"align {__version__}")
+    top.add_argument("-v", "--verbose", action="store_true", help="log more, to stderr")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    recipe = argparse.ArgumentParser(add_help=False)
+    recipe.add_argument(
+        "--recipe", type=Path, default=Path(os.environ.get("ALIGN_RECIPE", "recipe.yaml")),
+        help="YAML file (default: $ALIGN_RECIPE or ./recipe.yaml)",
+    )  # fmt: skip
+    recipe.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override, such as stages.1.train.beta=2.0; repeatable",
+    )
+    recipe.add_argument("--run-dir", type=Path, help="where results go (default: runs/<name of the recipe>)")
+
+    init = commands.add_parser("init", help="copy a starter recipe and its data into this folder")
+    init.add_argument("name", nargs="?", default="quickstart", help="quickstart or proxy (default: quickstart)")
+    init.add_argument("--to", type=Path, default=Path("."), help="folder (default: this one)")
+    commands.add_parser("check", parents=[recipe], help="validate the recipe and print the plan")
+    commands.add_parser("run", parents=[recipe], help="do everything that is not done yet")
+    for verb, about in STEP_VERBS.items():
+        command = commands.add_parser(verb, parents=[recipe], help=about, description=about)
+        if verb in STAGE_VERBS:
+            command.add_argument("--stage", type=int, required=True, metavar="K", help="1, 2, ...")
+    schema = commands.add_parser("schema", help="print the JSON schema of recipes, for editors")
+    schema.set_defaults(recipe=None)
+    inspect = commands.add_parser("inspect", help="show what a step left behind")
+    inspect.add_argument("artifact", type=Path, help="a step's folder, such as runs/quickstart/stage1/pair")
+    inspect.add_argument("-n", "--rows", type=int, default=3, help="rows to show (default: 3)")
+    inspect.add_argument("--rejects", action="store_true", help="show dropped rows instead")
+    inspect.add_argument("--tokens", action="store_true", help="of a pair: every token, and whether it is trained")
+    trace = commands.add_parser("trace", parents=[recipe], help="walk from a row back to its document")
+    trace.add_argument("id", help="id of a pair, response, instruction, knowledge unit or document (a prefix will do)")
+    chat = commands.add_parser("chat", parents=[recipe], help="talk to one or more models side by side")
+    chat.add_argument("models", nargs="+", metavar="MODEL", help="base, M0, M1, ...")
+    chat.add_argument("--prompt", action="append", help="ask this and exit (repeatable); else read from the terminal")
+    chat.add_argument("--max-tokens", type=int, default=128)
+    chat.add_argument("--temperature", type=float, default=0.0)
+    commands.add_parser("doctor", help="say what is installed, and what this machine can do")
+    return top
+
+
+def open_run(args: argparse.Namespace) -> Run:
+    """The recipe and run folder that the options name."""
+    from align.recipe.load import load_recipe
+    from align.runner import Run
+
+    recipe = load_recipe(args.recipe, args.set)
+    return Run(recipe, (args.run_dir or Path("runs") / recipe.name).resolve())
+
+
+def _init(args: argparse.Namespace) -> None:
+    from align.inspecting import recipes_folder
+
+    source = recipes_folder()
+    recipe = source / f"{args.name}.yaml"
+    if not recipe.is_file():
+        known = ", ".join(sorted(p.stem for p in source.glob("*.yaml")))
+        raise UserError(f"init: there is no recipe {args.name}; there are {known}")
+    target, data = args.to / "recipe.yaml", args.to / "data"
+    for path in (target, data):
+        if path.exists():
+            raise UserError(f"init: {path} is already there; use --to FOLDER")
+    args.to.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source / "data", data)
+    shutil.copy(recipe, target)
+    print(f"wrote {target} and {data}/")
+    print("next: align check, then align run")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from align.steps.estimate import print_plan
+
+    run = open_run(args)
+    print_plan(run.recipe, run.run_dir, run.plan(), print)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from align.runner import execute
+
+    run = open_run(args)
+    wanted = None if args.command == "run" else wanted_steps(run, args.command, getattr(args, "stage", 0))
+    count = execute(run, wanted, lambda line: print(line, flush=True))
+    if not count:
+        print(f"nothing to do: everything asked for stands in {run.run_dir}")
+    report = run.run_dir / "report" / "index.html"
+    if args.command in ("run", "report") and report.is_file():
+        print(f"report: {report}")
+
+
+def wanted_steps(run: Run, verb: str, stage: int) -> list[str]:
+    """The steps of a verb.
+
+    Raises:
+        UserError: no such stage, or the stage's loss belongs to another command.
+    """
+    if verb in STAGE_VERBS:
+        stages = run.recipe.stages
+        if not 1 <= stage <= len(stages):
+            raise UserError(f"--stage {stage}: the recipe has stages 1 to {len(stages)}")
+        loss = stages[stage - 1].train.loss
+        if verb in ("dpo", "simpo") and verb != loss:
+            raise UserError(f"stage {stage} trains with loss {loss}: run `align {loss} --stage {stage}`")
+    steps = [s.name for s in run.steps() if s.verb == verb and (verb not in STAGE_VERBS or s.stage == stage)]
+    if not steps:
+        raise UserError(f"align {verb}: this recipe has no such step")
+    return steps
+
+
+def _other(args: argparse.Namespace) -> None:
+    from align import inspecting
+
+    if args.command == "schema":
+        from align.recipe.load import json_schema
+
+        print(json.dumps(json_schema(), indent=1))
+    elif args.command == "inspect":
+        inspecting.inspect_artifact(args.artifact, args.rows, args.rejects, args.tokens, print)
+    elif args.command == "trace":
+        inspecting.trace(open_run(args), args.id, print)
+    elif args.command == "chat":
+        inspecting.chat(open_run(args), args.models, args.prompt, args.max_tokens, args.temperature, print)
+    else:
+        inspecting.doctor(print)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, run, and turn errors into one line and an exit code: 2 for the user's mistakes, 1 for failures."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        if args.command == "init":
+            _init(args)
+        elif args.command == "check":
+            _check(args)
+        elif args.command == "run" or args.command in STEP_VERBS:
+            _run(args)
+        else:
+            _other(args)
+    except (UserError, StepError) as error:
+        sys.stdout.flush()
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `align ... | head` closed the pipe; keep Python from complaining again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        from align.worker import explain
+
+        message, code = explain(error)
+        if code != UserError.exit_code:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

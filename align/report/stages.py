@@ -1,0 +1,195 @@
+"""What the report says of the preference stages and of the evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.core.artifact import Manifest
+from align.report.artifacts import ROLES, alternate, at, columns_of, num_stages, record, scan, some_of_each, step_names
+
+# In the order in which pair building asks, so that the funnel narrows from top to bottom.
+PAIR_REASONS = (
+    "fewer_than_two_responses",
+    "fewer_than_two_finished",
+    "all_responses_identical",
+    "nan_score",
+    "selector_tie",
+    "validator_tie",
+    "validator_disagrees",
+    "agreement_below_threshold",
+    "margin_below_minimum",
+    "identical_after_truncation",
+)
+SAMPLE_PAIRS = 4
+
+
+@dataclass(frozen=True)
+class Point:
+    """A sampled response under both reward models."""
+
+    model: str
+    selector: float
+    validator: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One preference stage, as far as it has run."""
+
+    number: int
+    name: str
+    loss: str
+    options: dict[str, Any]
+    samples: list[tuple[str, Manifest]]
+    points: list[Point]
+    correlation: float | None
+    pair: Manifest | None
+    pair_folder: Path
+    funnel: list[tuple[str, int]]
+    columns: dict[str, list[Any]]
+    rejected_tau: list[float]
+    measure: str
+    threshold: float | None
+    pairs: list[dict[str, Any]]
+    train: Manifest | None
+    missing: list[str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The manifest of the evaluation, split into its tables."""
+
+    table: list[dict[str, Any]]
+    kl: list[dict[str, Any]]
+    prompts: int
+    baseline: str
+
+
+def gather_stages(run_dir: Path, recipe: Mapping[str, Any]) -> list[Stage]:
+    """All stages that the recipe or the run folder knows."""
+    return [_stage(run_dir, recipe, k) for k in range(1, num_stages(run_dir, recipe) + 1)]
+
+
+def _stage(run_dir: Path, recipe: Mapping[str, Any], k: int) -> Stage:
+    spec = at(recipe, "stages", k - 1) or {}
+    names = [n for n in step_names(run_dir, recipe) if n.startswith(f"stage{k}.")]
+    steps = {n: record(run_dir, n) for n in names}
+    samples = [(n.split(".", 2)[2], s.manifest) for n, s in steps.items() if ".sample." in n and s.manifest]
+    points = response_points(run_dir, k) if all(steps[f"stage{k}.score.{r}"].manifest for r in ROLES) else []
+    pair = steps[f"stage{k}.pair"]
+    train = dict(at(spec, "train") or {})
+    return Stage(
+        number=k,
+        name=str(spec.get("name") or f"stage {k}"),
+        loss=str(train.get("loss") or ""),
+        options={key: train[key] for key in ("beta", "gamma", "learning_rate", "epochs", "batch_size") if key in train},
+        samples=samples,
+        points=points,
+        correlation=correlation(points),
+        pair=pair.manifest,
+        pair_folder=pair.folder,
+        funnel=pair_funnel(pair.manifest) if pair.manifest else [],
+        columns=_pair_columns(pair.folder) if pair.manifest else {},
+        rejected_tau=_rejected_tau(pair.folder) if pair.manifest else [],
+        measure=str(at(spec, "pair", "agreement") or "agreement"),
+        threshold=at(spec, "pair", "threshold"),
+        pairs=_sample_pairs(pair.folder) if pair.manifest else [],
+        train=steps[f"stage{k}.train"].manifest,
+        missing=[n for n, s in steps.items() if not s.manifest],
+    )
+
+
+def response_points(run_dir: Path, stage: int | str) -> list[Point]:
+    """Every response of a stage (or of `eval`) that both reward models scored, joined by its id."""
+    part = run_dir / (f"stage{stage}" if isinstance(stage, int) else stage)
+    scores: list[dict[str, float]] = []
+    for role in ROLES:
+        found = columns_of(part / "score" / role, ("response_id", "score"))
+        scores.append(dict(zip(found["response_id"], found["score"], strict=True)))
+    points = []
+    for folder in sorted(p for p in (part / "sample").glob("*") if p.is_dir()):
+        for row in scan(folder, ("id", "model", "num_tokens")):
+            if all(row["id"] in found for found in scores):
+                points.append(Point(row["model"], scores[0][row["id"]], scores[1][row["id"]], row["num_tokens"]))
+    return points
+
+
+def correlation(points: Sequence[Point]) -> float | None:
+    """Pearson's r of the two reward models; None for fewer than three responses or equal scores."""
+    finite = [(p.selector, p.validator) for p in points if math.isfinite(p.selector) and math.isfinite(p.validator)]
+    if len(finite) < 3:
+        return None
+    values = np.asarray(finite)
+    if not (values.std(axis=0) > 0).all():
+        return None
+    return float(np.corrcoef(values.T)[0, 1])
+
+
+def pair_funnel(manifest: Manifest) -> list[tuple[str, int]]:
+    """(label, prompts left) from all prompts down to the pairs, in the order of the rules."""
+    left = manifest.asked
+    lines = [("prompts", left)]
+    order = {reason: i for i, reason in enumerate(PAIR_REASONS)}
+    for reason, number in sorted(manifest.rejects.items(), key=lambda item: (order.get(item[0], len(order)), item[0])):
+        left -= number
+        lines.append((reason, left))
+    return lines
+
+
+def _pair_columns(folder: Path) -> dict[str, list[Any]]:
+    """Per kept pair: agreement, Kendall's tau, both margins."""
+    scores = [f"{role}_{side}" for role in ROLES for side in ("chosen", "rejected")]
+    found = columns_of(folder, ("agreement", "kendall_tau", *scores))
+    margins = {
+        f"{role}_margin": [a - b for a, b in zip(found[f"{role}_chosen"], found[f"{role}_rejected"], strict=True)]
+        for role in ROLES
+    }
+    return {"agreement": found["agreement"], "kendall_tau": found["kendall_tau"], **margins}
+
+
+def _rejected_tau(folder: Path) -> list[float]:
+    """Kendall's tau of the prompts that gave no pair, where it is defined; their rejects keep it as JSON."""
+    values = []
+    for row in scan(folder, ("raw",), "rejects/*.parquet"):
+        try:
+            value = at(json.loads(row["raw"]), "kendall")
+        except ValueError:
+            continue
+        if isinstance(value, (int, float)):
+            values.append(float(value))
+    return values
+
+
+def _sample_pairs(folder: Path) -> list[dict[str, Any]]:
+    """A few pairs, both languages where there are two."""
+    scores = [f"{role}_{side}" for role in ROLES for side in ("chosen", "rejected")]
+    plain = ("id", "lang", "prompt", "chosen", "rejected", "chosen_model", "rejected_model", "agreement", "kendall_tau")
+    rows = scan(folder, (*plain, *scores, "chosen_token_ids", "rejected_token_ids"))
+    found = some_of_each(rows, "lang", SAMPLE_PAIRS, kinds=2)
+    turns = alternate(found, "lang")[:SAMPLE_PAIRS]
+    for row in turns:
+        for side in ("chosen", "rejected"):
+            row[f"{side}_tokens"] = len(row.pop(f"{side}_token_ids"))
+    return turns
+
+
+def gather_evaluation(run_dir: Path) -> Evaluation | None:
+    """The evaluation, or None where it has not run."""
+    manifest = record(run_dir, "eval").manifest
+    if manifest is None:
+        return None
+    found = manifest.metrics
+    return Evaluation(
+        table=found.get("table", []),
+        kl=found.get("kl", []),
+        prompts=int(found.get("prompts", 0)),
+        baseline=str(found.get("baseline", "")),
+    )

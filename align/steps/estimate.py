@@ -1,0 +1,176 @@
+"""The plan of a run as text: which steps stand, and rows, tokens, memory and time that the others will take.
+
+Time is estimated for a CPU only, from rates measured with SmolLM2-135M on two cores (docs/performance.md) and scaled by
+parameters; on a GPU it depends too much on the device to be honest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.builtin_models import builtin_folder
+from align.core.artifact import Manifest
+from align.recipe.schema import BASE_MODEL, Recipe
+from align.steps.table import Planned, engine_kind, model_path, splits
+
+# Parameters x tokens per second on two cores, by kind of work.
+RATES = {"engine": 300 * 135e6, "train": 380 * 135e6, "score": 1000 * 135e6}
+PROCESS_SECONDS = {"engine": 20.0, "train": 10.0, "score": 10.0}
+PROMPT_TOKENS = 60  # of an instruction with its template
+KEPT = {"taxonomy": 0.75, "instruct": 0.6, "evolve": 0.5, "sft.data": 0.8, "pair": 0.4}  # measured on the quickstart
+ANSWER_SHARE = 0.7  # of max_tokens that an answer uses
+ENGINE_CACHE_GIB = 2.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step will make and use; tokens are prompt and completion together."""
+
+    rows: float
+    tokens: float = 0.0
+    memory_gib: float = 0.0
+    seconds: float = 0.0
+
+
+def parameter_count(folder: Path) -> float:
+    """Parameters of a model folder, from the headers of its safetensors files; 135M where it is not built yet."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length))
+        total += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+    return float(total) if total else 135e6
+
+
+def _lines(files: Sequence[Path]) -> int:
+    count = 0
+    for path in files:
+        with path.open("rb") as handle:
+            count += sum(1 for line in handle if line.strip())
+    return count
+
+
+def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
+    """An estimate for every step by name."""
+    base = parameter_count(model_path(recipe.models[BASE_MODEL]))
+    corpus = next(p.step for p in plan if p.step.name == "corpus")
+    documents = min(_lines(corpus.files), recipe.corpus.limit or 10**12)
+    units = documents * recipe.taxonomy.units_per_document
+    instructions = units * KEPT["taxonomy"] * recipe.instructions.per_unit
+    pool = instructions * KEPT["instruct"] * (1 + recipe.evolution.share * KEPT["evolve"]) ** recipe.evolution.rounds
+    share = splits(recipe)
+    sft = pool * share["sft"] * KEPT["sft.data"]
+
+    def generate(rows: float, prompt: float, answer: float) -> Estimate:
+        tokens = rows * (prompt + answer)
+        seconds = PROCESS_SECONDS["engine"] + base * rows * answer * ANSWER_SHARE / RATES["engine"]
+        return Estimate(rows, tokens, base * 2 / 2**30 + ENGINE_CACHE_GIB, seconds)
+
+    def train(examples: float, tokens: float, params: float, epochs: int, micro: int, length: int, vocab: int) -> Estimate:
+        # float32 weights, gradients and two Adam moments; logits, their log-softmax and gradient of a micro-batch.
+        memory = (params * 16 + micro * length * vocab * 12) / 2**30
+        return Estimate(
+            examples, tokens * epochs, memory, PROCESS_SECONDS["train"] + params * tokens * epochs / RATES["train"]
+        )
+
+    vocab = _vocabulary(model_path(recipe.models[BASE_MODEL]))
+    result = {
+        "corpus": Estimate(documents),
+        "taxonomy": generate(units, 150, recipe.taxonomy.sampling.max_tokens / recipe.taxonomy.units_per_document),
+        "instruct": generate(instructions, 110, recipe.instructions.sampling.max_tokens / 2),
+        "evolve": generate(pool, 60, recipe.evolution.sampling.max_tokens / 2 * recipe.evolution.share),
+        "respond": generate(pool * share["sft"], PROMPT_TOKENS + 30, recipe.answers.sampling.max_tokens),
+        "sft.data": Estimate(sft),
+        "sft": train(sft, sft * 140, base, recipe.sft.epochs, recipe.sft.micro_batch, recipe.sft.max_length, vocab),
+        "reward.data": Estimate(sft * recipe.reward_data.per_example),
+        "report": Estimate(0),
+    }
+    score_params = {}
+    for role in ("selector", "validator"):
+        spec = getattr(recipe.reward_models, role)
+        score_params[role] = parameter_count(model_path(spec.train.backbone) if spec.train else Path(spec.path))
+        if spec.train:
+            pairs = sft * recipe.reward_data.per_example
+            result[f"reward.{role}"] = train(pairs, pairs * 280, score_params[role], spec.train.epochs, 8, 300, 1)
+    for k, stage in enumerate(recipe.stages, 1):
+        prompts = min(pool * share[stage.name], stage.sample.max_prompts or 10**12)
+        responses = prompts * stage.sample.n
+        for model in stage.sample.models:
+            result[f"stage{k}.sample.{model}"] = generate(responses, PROMPT_TOKENS, stage.sample.max_tokens)
+        scored = responses * len(stage.sample.models)
+        for role, params in score_params.items():
+            result[f"stage{k}.score.{role}"] = _score(scored, stage.sample.max_tokens, params)
+        pairs = prompts * KEPT["pair"]
+        result[f"stage{k}.pair"] = Estimate(pairs)
+        tokens = pairs * 2 * (PROMPT_TOKENS + stage.sample.max_tokens * ANSWER_SHARE) * (4 / 3 if stage.reference else 1)
+        spec = stage.train
+        result[f"stage{k}.train"] = train(
+            pairs, tokens, base, spec.epochs, 2 * spec.micro_batch, PROMPT_TOKENS + stage.sample.max_tokens, vocab
+        )
+    held = min(pool * share["heldout"], recipe.evaluation.max_prompts or 10**12) * recipe.evaluation.n
+    for model in recipe.evaluation.models:
+        result[f"eval.sample.{model}"] = generate(held, PROMPT_TOKENS, recipe.evaluation.max_tokens)
+    answers = held * len(recipe.evaluation.models)
+    for role, params in score_params.items():
+        result[f"eval.score.{role}"] = _score(answers, recipe.evaluation.max_tokens, params)
+    result["eval"] = _score(answers * 3, recipe.evaluation.max_tokens, base)
+    return result
+
+
+def _score(rows: float, max_tokens: int, params: float) -> Estimate:
+    tokens = rows * (PROMPT_TOKENS + max_tokens * ANSWER_SHARE)
+    return Estimate(rows, tokens, params * 4 / 2**30 + 0.5, PROCESS_SECONDS["score"] + params * tokens / RATES["score"])
+
+
+def _vocabulary(folder: Path) -> int:
+    config = folder / "config.json"
+    return int(json.loads(config.read_text()).get("vocab_size", 50000)) if config.is_file() else 50000
+
+
+def _has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None
+
+
+def print_plan(recipe: Recipe, run_dir: Path, plan: Sequence[Planned], say: Callable[[str], None]) -> None:
+    """Print the plan: a line per step, then what it will take altogether."""
+    guess = estimates(recipe, plan)
+    gpu = _has_gpu()
+    say(f"recipe {recipe.name}: valid. engine {engine_kind(recipe)}, results in {run_dir}")
+    waiting = [s.builtin for s in recipe.models.values() if s.builtin and not builtin_folder(s.builtin).is_dir()]
+    if waiting:
+        say(f"built-in models that `align run` builds first: {', '.join(map(str, waiting))}")
+    say(f"{'step':28} {'state':10} {'rows':>8} {'tokens':>9} {'memory':>8} {'time':>8}")
+    total, opened = 0.0, set()
+    for planned in plan:
+        name = planned.step.name
+        if planned.done:
+            manifest = Manifest.load(run_dir / planned.step.folder)
+            assert manifest is not None
+            say(f"{name:28} {'cached':10} {manifest.rows:8d} {'':>9} {'':>8} {manifest.seconds:6.0f} s")
+            continue
+        g = guess[name]
+        seconds = g.seconds
+        key = planned.step.process
+        if key.startswith("engine:") and key in opened:
+            seconds -= PROCESS_SECONDS["engine"]
+        opened.add(key)
+        total += seconds
+        time = "" if gpu or not seconds else f"~{seconds:.0f} s"
+        memory = f"{g.memory_gib:.1f} GiB" if g.memory_gib else ""
+        tokens = f"~{g.tokens:,.0f}" if g.tokens else ""
+        rows = f"~{g.rows:.0f}" if g.rows else ""
+        say(f"{name:28} {'resume' if planned.started else 'to run':10} {rows:>8} {tokens:>9} {memory:>8} {time:>8}")
+    to_run = [p for p in plan if not p.done]
+    if not to_run:
+        say("nothing to do")
+        return
+    peak = max(guess[p.step.name].memory_gib for p in to_run)
+    when = "time depends on the GPU and is not estimated" if gpu else f"about {total / 60:.0f} min on two CPU cores"
+    say(f"{len(to_run)} of {len(plan)} steps to run: {when}, peak memory about {peak:.1f} GiB")

@@ -1,0 +1,321 @@
+"""A made-up finished run, written with the project's own artifact classes: what the report, the notebook and their tests read.
+
+No model is involved. Rows are joined by id as in a real run; scores and curves come from a seeded generator. Some texts are
+hostile on purpose (mark-up, very long lines, emoji) and must come out as text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from align.core.artifact import Manifest, StepFolder
+from align.core.hashing import content_id
+from align.core.rows import (
+    Document,
+    EvalResult,
+    Instruction,
+    Knowledge,
+    Preference,
+    Reject,
+    Response,
+    RewardPair,
+    Score,
+    SftExample,
+    Topic,
+    TrainedExample,
+    to_table,
+)
+from align.evaluate.table import eval_results, model_table
+from data_gen.taxonomy import load_taxonomy
+from reward.pairs import PairRules, build_pairs
+
+HOSTILE = "<script>alert(1)</script> & \"quoted\" 'text' 🙂"
+LONG = "verylongword" * 60
+ENGLISH = (
+    "Tides rise and fall because the Moon pulls on the ocean",
+    "A transistor switches a large current with a small one",
+    "Markets clear where supply meets demand",
+    "Vaccines teach the immune system to recognise a pathogen",
+    "A haiku has three lines and seventeen syllables",
+)
+KOREAN = (
+    "밀물과 썰물은 달이 바닷물을 끌어당겨 생긴다",
+    "트랜지스터는 작은 전류로 큰 전류를 다룬다",
+    "수요와 공급이 만나는 곳에서 가격이 정해진다",
+    "백신은 면역계가 병원체를 알아보도록 가르친다",
+)
+OPERATORS = ("constrain", "deepen", "concretize", "reason", "breadth")
+MODELS = ("base", "M0", "M1", "M2")
+SEED = 17
+
+
+class Builder:
+    """Writes one run; the order of the methods is the order of the steps."""
+
+    def __init__(self, run_dir: Path, *, documents: int, prompts: int, steps: int) -> None:
+        self.run_dir, self.num_documents, self.num_prompts, self.num_steps = run_dir, documents, prompts, steps
+        self.random = random.Random(SEED)
+
+    def write(
+        self, name: str, folder: str, row_type: type, rows: Sequence[Any], rejects: Sequence[Reject] = (), **metrics: Any
+    ) -> Manifest:
+        """One finished step."""
+        out = StepFolder(
+            self.run_dir / folder, step=name, fingerprint=content_id(name), inputs={}, row_type=row_type, seed=SEED
+        )
+        out.write_all(list(rows), list(rejects), asked=len(rows) + len(rejects))
+        return out.finish(metrics)
+
+    def rejects(self, step: str, **counts: int) -> list[Reject]:
+        """That many rejects of each reason; the first of each is hostile."""
+        return [
+            Reject(id=content_id(step, reason, i), reason=reason, raw=f"{HOSTILE} {LONG}" if not i else f"{step} text {i}")
+            for reason, n in counts.items()
+            for i in range(n)
+        ]
+
+    def sentence(self, lang: str, number: int) -> str:
+        """A sentence that no other number has."""
+        pool = KOREAN if lang == "ko" else ENGLISH
+        tail = f" ({number}번)." if lang == "ko" else f" (case {number})."
+        return pool[number % len(pool)] + tail
+
+    def data(self) -> None:
+        """corpus, taxonomy, instruct, evolve."""
+        langs = ["ko" if i % 3 == 2 else "en" for i in range(self.num_documents)]
+        self.documents = [
+            Document(
+                id=f"doc-{i}", text=" ".join(self.sentence(lang, 10 * i + j) for j in range(8)) + (HOSTILE if i < 2 else ""),
+                lang=lang, source="synthetic", license="CC0-1.0",
+            )
+            for i, lang in enumerate(langs)
+        ]  # fmt: skip
+        self.write("corpus", "corpus", Document, self.documents, self.rejects("corpus", too_short=4, duplicate_text=2), cut=1)
+        tree = load_taxonomy(None)
+        leaves = [leaf for leaf in tree.leaves if self.random.random() < 0.6]
+        self.units = [
+            Knowledge(
+                id=f"unit-{i}-{j}", topic_id=self.random.choice(leaves).id, document_id=f"doc-{i}",
+                statement=self.sentence(lang, 100 * i + j) + (HOSTILE if not i else ""), lang=lang,
+                similarity=round(self.random.uniform(0.1, 0.6), 4),
+            )
+            for i, lang in enumerate(langs) for j in range(2)
+        ]  # fmt: skip
+        counts = Counter(unit.topic_id for unit in self.units)
+        folder = self.run_dir / "taxonomy"
+        out = StepFolder(folder, step="taxonomy", fingerprint="t", inputs={}, row_type=Knowledge, seed=SEED)
+        rejects = self.rejects("taxonomy", not_grounded=9, truncated=3, off_language=1)
+        out.write_all(self.units, rejects, asked=len(self.units) + len(rejects))
+        pq.write_table(to_table(Topic, tree.topic_rows(counts)), folder / "topics.parquet")
+        out.finish({"topics": len(tree.leaves), "topics_filled": len(counts)})
+        splits = ["sft", "sft", "M1", "M2", "heldout"]
+        first = [
+            self.instruction(f"inst-{i}", unit, self.sentence(unit.lang, 1000 + i) + "?", splits[i % 5])
+            for i, unit in enumerate(self.units)
+        ]
+        self.write("instruct", "instruct", Instruction, first, self.rejects("instruct", not_a_request=6, duplicate=5))
+        children = [
+            self.instruction(
+                f"child-{i}", unit, f"{first[i].messages[-1]['content']} {HOSTILE} Give one example and explain each step.",
+                first[i].split, parent=first[i].id, operator=OPERATORS[i % 5],
+            )
+            for i, unit in enumerate(self.units) if i % 2
+        ]  # fmt: skip
+        self.pool = [*first, *children]
+        self.write(
+            "evolve", "evolve", Instruction, self.pool, self.rejects("evolve", lost_subject=7, length_blow_up=4),
+            by_generation={"0": len(first), "1": len(children)}, mean_difficulty={"0": 0.2134, "1": 0.4567},
+            by_split=dict(Counter(row.split for row in self.pool)),
+        )  # fmt: skip
+
+    def instruction(
+        self, key: str, unit: Knowledge, text: str, split: str, parent: str = "", operator: str = "generate"
+    ) -> Instruction:
+        return Instruction(
+            id=key, parent_id=parent or unit.id, topic_id=unit.topic_id, knowledge_id=unit.id,
+            messages=[{"role": "user", "content": text}], generation=int(bool(parent)), operator=operator,
+            task_type="question", difficulty=0.4, lang=unit.lang, split=split,
+        )  # fmt: skip
+
+    def response(self, prompt: Instruction, model: str, number: int) -> Response:
+        text = f"{model} says: {self.sentence(prompt.lang, number)} " * self.random.randint(1, 5)
+        text = text + HOSTILE if number % 4 == 0 else LONG + text if number % 9 == 0 else text
+        ids = list(text.encode())[: 20 + self.random.randrange(90)]
+        return Response(
+            id=content_id("response", prompt.id, model, number), prompt_id=prompt.id, model=model, sample_index=number,
+            token_ids=[5 + b for b in ids] + [2], text=text, num_tokens=len(ids) + 1,
+            finish_reason="stop" if self.random.random() < 0.85 else "length",
+        )  # fmt: skip
+
+    def supervised(self) -> None:
+        """respond, sft.data, sft, reward.data, reward.selector, reward.validator."""
+        asked = [row for row in self.pool if row.split == "sft"]
+        answers = [self.response(row, "base", i) for i, row in enumerate(asked)]
+        self.write("respond", "respond", Response, answers, self.rejects("respond", engine_error=1))
+        rows = [
+            SftExample(
+                id=f"sft-{i}", parent_id=row.id, topic_id=row.topic_id, lang=row.lang, generation=row.generation,
+                messages=[*row.messages, {"role": "assistant", "content": answer.text}], task_type=row.task_type,
+            )
+            for i, (row, answer) in enumerate(zip(asked, answers, strict=True))
+        ]  # fmt: skip
+        by_language = dict(Counter(row.lang for row in rows))
+        self.write(
+            "sft.data", "sft/data", SftExample, rows, self.rejects("sft.data", unfinished=5, repetitive=3), by_language=by_language
+        )
+        used = [TrainedExample(id=row.id, num_tokens=80) for row in rows]
+        history = [{"step": i + 1, "loss": 2.4 * math.exp(-i / 25) + 0.4, "tokens": 640.0} for i in range(self.num_steps)]
+        self.write("sft", "sft/train", TrainedExample, used, self.rejects("sft", too_long=1), **self.trained(history, {"loss": 2.9}))
+        kinds = ("cut", "repeat", "shuffle", "other", "language")
+        pairs = [
+            RewardPair(
+                id=f"pair-{i}", prompt_id=row.id, prompt=row.messages[:-1], chosen=row.messages[-1:],
+                rejected=[{"role": "assistant", "content": "worse"}], degradation=kinds[i % 5], lang=row.lang,
+                split="test" if i % 7 == 0 else "train",
+            )
+            for i, row in enumerate(rows)
+        ]  # fmt: skip
+        self.write(
+            "reward.data", "reward/data", RewardPair, pairs, self.rejects("reward.data", cannot_degrade=2),
+            by_split=dict(Counter(p.split for p in pairs)), by_degradation=dict(Counter(p.degradation for p in pairs)),
+        )  # fmt: skip
+        train = [TrainedExample(id=p.id, num_tokens=0) for p in pairs if p.split == "train"]
+        for role, accuracy in (("selector", 0.9167), ("validator", 0.7833)):
+            self.write(
+                f"reward.{role}", f"reward/{role}", TrainedExample, train, pairs_train=len(train), pairs_left_out=0, steps=40,
+                final_loss=0.2911, pairs_test=len(pairs) - len(train), accuracy=accuracy, longer_is_chosen=0.5417,
+                accuracy_by_degradation={k: round(accuracy - 0.05 * i, 4) for i, k in enumerate(kinds)},
+                accuracy_by_lang={"en": accuracy, "ko": accuracy - 0.1}, mean_margin=1.8731,
+            )  # fmt: skip
+
+    def trained(self, history: list[dict[str, Any]], step0: Mapping[str, float], **more: Any) -> dict[str, Any]:
+        return {
+            "loss": history[-1]["loss"], "step0": dict(step0), "steps": len(history), "tokens": 640 * len(history),
+            "examples": 40, "precision": "fp32", "logit_difference": 0.0, "history": history, **more,
+        }  # fmt: skip
+
+    def sampled(self, part: str, prompts: Sequence[Instruction], models: Sequence[str], n: int) -> list[Response]:
+        """sample and score of a stage or of the evaluation."""
+        rows: list[Response] = []
+        for model in models:
+            mine = [self.response(p, model, 100 * i + j) for i, p in enumerate(prompts) for j in range(n)]
+            finished = round(sum(r.finish_reason == "stop" for r in mine) / len(mine), 4)
+            self.write(
+                f"{part}.sample.{model}", f"{part}/sample/{model}", Response, mine, prompts=len(prompts),
+                finished_share=finished, distinct_share=1.0, engine={"kind": "transformers", "version": "5.19.0", "flags": {}},
+            )  # fmt: skip
+            rows += mine
+        self.scores = {}
+        quality = {r.id: self.random.gauss(0.4 * MODELS.index(r.model), 1.0) for r in rows}
+        for role, noise in (("selector", 0.4), ("validator", 0.8)):
+            self.scores[role] = [
+                Score(
+                    id=content_id("score", role, r.id), response_id=r.id, prompt_id=r.prompt_id, reward_model=role,
+                    score=quality[r.id] + self.random.gauss(0, noise),
+                )
+                for r in rows
+            ]  # fmt: skip
+            self.write(f"{part}.score.{role}", f"{part}/score/{role}", Score, self.scores[role])
+        return rows
+
+    def stage(self, k: int, loss: str, models: Sequence[str]) -> None:
+        """One stage up to its trained model."""
+        prompts = (self.pool * 3)[k :: max(1, len(self.pool) // self.num_prompts)][: self.num_prompts]
+        prompts = list({p.id: p for p in prompts}.values())
+        responses = self.sampled(f"stage{k}", prompts, models, 4)
+        rules = PairRules(agreement="gap", threshold=0.4, min_margin=0.6)
+        rows, rejects = build_pairs(prompts, responses, self.scores["selector"], self.scores["validator"], rules)
+        n = len(rows)
+        self.write(
+            f"stage{k}.pair", f"stage{k}/pair", Preference, rows, rejects, kept_share=round(n / (n + len(rejects)), 4),
+            mean_margin=round(sum(r.selector_chosen - r.selector_rejected for r in rows) / n, 4),
+            mean_agreement=round(sum(r.agreement for r in rows) / n, 4),
+            chosen_longer_share=round(sum(len(r.chosen_token_ids) > len(r.rejected_token_ids) for r in rows) / n, 4),
+            mean_chosen_tokens=61.5, mean_rejected_tokens=58.2,
+            chosen_models=dict(Counter(r.chosen_model for r in rows)),
+            rejected_models=dict(Counter(r.rejected_model for r in rows)),
+        )  # fmt: skip
+        history = [self.pair_step(i, loss) for i in range(self.num_steps)]
+        step0 = {"loss": 0.693147, "margin": 0.0, "largest_margin": 0.0} if loss == "dpo" else {"loss": 1.61, "margin": -0.1}
+        used = [TrainedExample(id=r.id, num_tokens=150) for r in rows]
+        metrics = self.trained(history, {"largest_margin": 0.9, **step0}, same_weights=loss == "dpo")
+        self.write(f"stage{k}.train", f"stage{k}/train", TrainedExample, used, **metrics)
+
+    def pair_step(self, i: int, loss: str) -> dict[str, float]:
+        margin = i / self.num_steps * 1.5 + self.random.gauss(0, 0.1)
+        return {
+            "step": i + 1, "loss": math.log1p(math.exp(-margin)) if loss == "dpo" else 1.6 - margin / 2, "margin": margin,
+            "chosen_reward": margin / 3, "rejected_reward": -2 * margin / 3, "accuracy": min(1.0, 0.5 + margin / 4),
+            "chosen_logps": -80 - 4 * margin, "rejected_logps": -85 - 20 * margin, "tokens": 900.0,
+            "learning_rate": 1e-5, "grad_norm": 3.0, "epoch": i / 30,
+        }  # fmt: skip
+
+    def evaluation(self) -> None:
+        """The held-out answers, their scores and the table."""
+        prompts = [p for p in self.pool if p.split == "heldout"]
+        responses = self.sampled("eval", prompts, MODELS, 1)
+        rows = eval_results({p.id: p for p in prompts}, responses, self.scores)
+        kl = {"kl": 1.2345, "standard_error": 0.1111, "nats_per_token": 0.0219, "responses": len(prompts), "tokens": 2400}
+        self.write(
+            "eval", "eval/result", EvalResult, rows, table=model_table(rows, MODELS, "M0", seed=SEED), prompts=len(prompts),
+            baseline="M0", kl=[{"model": "M1", "to": "M0", **kl}, {"model": "M2", "to": "M1", **kl}],
+        )  # fmt: skip
+
+
+RECIPE = {
+    "name": "synthetic",
+    "reward_models": {"selector": {"train": {"epochs": 1}}, "validator": {"train": {"epochs": 1}}},
+    "stages": [
+        {
+            "name": "M1",
+            "sample": {"models": ["M0", "base"]},
+            "pair": {"agreement": "gap", "threshold": 0.4},
+            "train": {"loss": "dpo", "beta": 0.1, "learning_rate": 5e-7, "epochs": 1, "batch_size": 8},
+        },
+        {
+            "name": "M2",
+            "sample": {"models": ["M1", "M0"]},
+            "pair": {"agreement": "gap", "threshold": 0.4},
+            "train": {"loss": "simpo", "beta": 2.5, "gamma": 1.25, "learning_rate": 5e-7, "epochs": 1, "batch_size": 8},
+        },
+    ],
+    "evaluation": {"models": list(MODELS)},
+}
+
+
+def write_recipe(run_dir: Path) -> None:
+    """The resolved recipe beside the artifacts."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+
+
+def build_run(run_dir: Path, *, documents: int = 15, prompts: int = 16, steps: int = 12, until: str = "evaluation") -> Path:
+    """Write a run folder up to and with one part: data, supervised, stage1, stage2 or evaluation."""
+    builder = Builder(run_dir, documents=documents, prompts=prompts, steps=steps)
+    write_recipe(run_dir)
+    parts = {
+        "data": builder.data,
+        "supervised": builder.supervised,
+        "stage1": lambda: builder.stage(1, "dpo", ("M0", "base")),
+        "stage2": lambda: builder.stage(2, "simpo", ("M1", "M0")),
+        "evaluation": builder.evaluation,
+    }
+    for name, part in parts.items():
+        part()
+        if name == until:
+            break
+    return run_dir
+
+
+def manifest(run_dir: Path, folder: str) -> dict[str, Any]:
+    """A step's manifest as JSON."""
+    return dict(json.loads((run_dir / folder / "manifest.json").read_text()))
