@@ -1,4 +1,4 @@
-"""A made-up finished run, written with the project's own artifact classes: what the report, the notebook and their tests read.
+"""A made-up finished run, written with the project's own artifact classes; the report, the notebook and tests read it.
 
 No model is involved. Rows are joined by id as in a real run; scores and curves come from a seeded generator. Some texts are
 hostile on purpose (mark-up, very long lines, emoji) and must come out as text.
@@ -99,7 +99,9 @@ class Builder:
             )
             for i, lang in enumerate(langs)
         ]  # fmt: skip
-        self.write("corpus", "corpus", Document, self.documents, self.rejects("corpus", too_short=4, duplicate_text=2), cut=1)
+        self.write(
+            "corpus", "corpus", Document, self.documents, self.rejects("corpus", too_short=4, duplicate_text=2), cut=1
+        )
         tree = load_taxonomy(None)
         leaves = [leaf for leaf in tree.leaves if self.random.random() < 0.6]
         self.units = [
@@ -170,11 +172,18 @@ class Builder:
         ]  # fmt: skip
         by_language = dict(Counter(row.lang for row in rows))
         self.write(
-            "sft.data", "sft/data", SftExample, rows, self.rejects("sft.data", unfinished=5, repetitive=3), by_language=by_language
+            "sft.data",
+            "sft/data",
+            SftExample,
+            rows,
+            self.rejects("sft.data", unfinished=5, repetitive=3),
+            by_language=by_language,
         )
         used = [TrainedExample(id=row.id, num_tokens=80) for row in rows]
         history = [{"step": i + 1, "loss": 2.4 * math.exp(-i / 25) + 0.4, "tokens": 640.0} for i in range(self.num_steps)]
-        self.write("sft", "sft/train", TrainedExample, used, self.rejects("sft", too_long=1), **self.trained(history, {"loss": 2.9}))
+        self.write(
+            "sft", "sft/train", TrainedExample, used, self.rejects("sft", too_long=1), **self.trained(history, {"loss": 2.9})
+        )
         kinds = ("cut", "repeat", "shuffle", "other", "language")
         pairs = [
             RewardPair(
@@ -191,8 +200,8 @@ class Builder:
         train = [TrainedExample(id=p.id, num_tokens=0) for p in pairs if p.split == "train"]
         for role, accuracy in (("selector", 0.9167), ("validator", 0.7833)):
             self.write(
-                f"reward.{role}", f"reward/{role}", TrainedExample, train, pairs_train=len(train), pairs_left_out=0, steps=40,
-                final_loss=0.2911, pairs_test=len(pairs) - len(train), accuracy=accuracy, longer_is_chosen=0.5417,
+                f"reward.{role}", f"reward/{role}", TrainedExample, train, pairs_train=len(train), pairs_left_out=0,
+                steps=40, final_loss=0.2911, pairs_test=len(pairs) - len(train), accuracy=accuracy, longer_is_chosen=0.5417,
                 accuracy_by_degradation={k: round(accuracy - 0.05 * i, 4) for i, k in enumerate(kinds)},
                 accuracy_by_lang={"en": accuracy, "ko": accuracy - 0.1}, mean_margin=1.8731,
             )  # fmt: skip
@@ -211,7 +220,8 @@ class Builder:
             finished = round(sum(r.finish_reason == "stop" for r in mine) / len(mine), 4)
             self.write(
                 f"{part}.sample.{model}", f"{part}/sample/{model}", Response, mine, prompts=len(prompts),
-                finished_share=finished, distinct_share=1.0, engine={"kind": "transformers", "version": "5.19.0", "flags": {}},
+                finished_share=finished, distinct_share=1.0,
+                engine={"kind": "transformers", "version": "5.19.0", "flags": {}},
             )  # fmt: skip
             rows += mine
         self.scores = {}

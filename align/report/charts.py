@@ -117,7 +117,9 @@ def _text(x: float, y: float, text: str, css: str) -> Markup:
     return Markup('<text x="{}" y="{}" class="{}">{}</text>').format(round(x, 1), round(y, 1), css, text)
 
 
-def _figure(title: str, body: Sequence[Markup], height: float, legend: Sequence[tuple[str, str]] = (), note: str = "") -> Markup:
+def _figure(
+    title: str, body: Sequence[Markup], height: float, legend: Sequence[tuple[str, str]] = (), note: str = ""
+) -> Markup:
     keys = [Markup('<span class="key {}">{}</span>').format(color, name) for name, color in legend]
     if note:
         keys.append(Markup('<span class="note">{}</span>').format(note))
@@ -132,24 +134,34 @@ def _nothing(title: str) -> Markup:
     return Markup('<figure class="chart"><figcaption>{}</figcaption><p class="none">no values</p></figure>').format(title)
 
 
-def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str) -> tuple[list[Markup], Scale, Scale]:
+def _axes(
+    x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
+) -> tuple[list[Markup], Scale, Scale]:
     """Grid, tick labels and axis labels, and the two scales."""
     x = Scale(x_ticks[0], x_ticks[-1], LEFT, WIDTH - RIGHT)
     y = Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     parts = []
     for value in y_ticks:
-        parts.append(Markup('<line class="grid" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(LEFT, WIDTH - RIGHT, y(value)))
+        parts.append(
+            Markup('<line class="grid" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(LEFT, WIDTH - RIGHT, y(value))
+        )
         parts.append(_text(LEFT - 6, y(value) + 4, tick_label(value, y_ticks[1] - y_ticks[0]), "tick end"))
     for value in x_ticks:
         parts.append(
-            Markup('<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(x(value), HEIGHT - BOTTOM, HEIGHT - BOTTOM + 4)
+            Markup('<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
+                x(value), HEIGHT - BOTTOM, HEIGHT - BOTTOM + 4
+            )
         )
         parts.append(_text(x(value), HEIGHT - BOTTOM + 16, tick_label(value, x_ticks[1] - x_ticks[0]), "tick mid"))
-    parts.append(Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM))
+    parts.append(
+        Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM)
+    )
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label, "label mid"))
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(
-        Markup('<text transform="translate(12 {}) rotate(-90)" class="label mid">{}</text>').format(round(middle, 1), y_label)
+        Markup('<text transform="translate(12 {}) rotate(-90)" class="label mid">{}</text>').format(
+            round(middle, 1), y_label
+        )
     )
     return parts, x, y
 
@@ -288,13 +300,15 @@ def bars(title: str, items: Sequence[Bar]) -> Markup:
     return _figure(title, parts, len(items) * 36)
 
 
-def intervals(title: str, items: Sequence[Interval], *, x_label: str, guide: tuple[float, str], percent: bool = True) -> Markup:
+def intervals(
+    title: str, items: Sequence[Interval], *, x_label: str, guide: tuple[float, str], percent: bool = True
+) -> Markup:
     """Means with their intervals beside a vertical guide; a mean without interval is a hollow dot."""
     items = [item for item in items if _finite([item.mean])]
     if not items:
         return _nothing(title)
     factor = 100 if percent else 1
-    values = _finite([v * factor for item in items for v in (item.mean, item.low, item.high)]) + [guide[0] * factor]
+    values = [*_finite([v * factor for item in items for v in (item.mean, item.low, item.high)]), guide[0] * factor]
     x_ticks = ticks(min(values), max(values))
     left, bottom = 74, 16 + len(items) * 34
     x, parts = Scale(x_ticks[0], x_ticks[-1], left, WIDTH - RIGHT), []
@@ -315,7 +329,9 @@ def intervals(title: str, items: Sequence[Interval], *, x_label: str, guide: tup
                 )
             )
         css = "dot" if known else "hollow"
-        parts.append(Markup('<circle class="{} {}" cx="{}" cy="{}" r="4.5"/>').format(css, item.color, x(item.mean * factor), y))
+        parts.append(
+            Markup('<circle class="{} {}" cx="{}" cy="{}" r="4.5"/>').format(css, item.color, x(item.mean * factor), y)
+        )
         parts.append(_text(x(item.mean * factor), y - 9, f"{item.mean * factor:.{0 if percent else 2}f}", "number mid halo"))
     parts.append(_text((left + WIDTH - RIGHT) / 2, bottom + 34, x_label, "label mid"))
     return _figure(title, parts, bottom + 42)

@@ -69,7 +69,9 @@ def claims(evaluation: Evaluation) -> list[Claim]:
     for entry in evaluation.table:
         model = str(entry["model"])
         if model == evaluation.baseline:
-            found.append(Claim(model, "base", f"is the baseline of the win rates, over {evaluation.prompts} held-out prompts."))
+            found.append(
+                Claim(model, "base", f"is the baseline of the win rates, over {evaluation.prompts} held-out prompts.")
+            )
             continue
         rates = [entry.get(f"{role}_win_rate") for role in ROLES]
         sides = [verdict(rate) for rate in rates]
@@ -96,13 +98,15 @@ def _drift(evaluation: Evaluation) -> list[str]:
             return None if ours is None or theirs is None else (ours, theirs)
 
         if (v := pair("num_tokens")) and v[1] and abs(v[0] / v[1] - 1) > 0.25:
-            found.append(f"{model} writes {v[0]:.0f} tokens per answer, {evaluation.baseline} {v[1]:.0f}: compare at equal length.")
+            found.append(
+                f"{model} writes {v[0]:.0f} tokens per answer, {evaluation.baseline} {v[1]:.0f}: compare at equal length."
+            )
         if (v := pair("finished")) and v[1] - v[0] > 0.1:
             found.append(f"{model} finishes {percent(v[0])} of its answers, {evaluation.baseline} {percent(v[1])}.")
         if (v := pair("repetition")) and v[0] - v[1] > 0.05:
             found.append(f"{model} repeats more: {v[0]:.2f} of its word 4-grams against {v[1]:.2f}.")
         if (v := pair("language_match")) and v[1] - v[0] > 0.05:
-            found.append(f"{model} answers in the prompt's language {percent(v[0])} of the time, {evaluation.baseline} {percent(v[1])}.")
+            found.append(f"{model} answers {percent(v[0])} in the prompt's language, {evaluation.baseline} {percent(v[1])}.")
     return found
 
 
@@ -132,7 +136,9 @@ def watch(run: RunData) -> list[str]:
                 "a length bias that training will pick up."
             )
         if stage.pair.rows < 100:
-            found.append(f"Stage {stage.number} trains on {stage.pair.rows} pairs: enough to exercise it, few to learn from.")
+            found.append(
+                f"Stage {stage.number} trains on {stage.pair.rows} pairs: enough to exercise it, few to learn from."
+            )
     return found
 
 

@@ -227,7 +227,7 @@ def token_texts(chat: Chat, ids: Sequence[int]) -> list[str]:
 
 
 def _byte_characters() -> dict[str, int]:
-    """The characters that stand for bytes in byte-level vocabularies (GPT-2's table): printable ones stand for themselves."""
+    """The characters that stand for bytes in byte-level vocabularies (GPT-2's table), printable ones for themselves."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -243,12 +243,14 @@ def render_pair_text(run: Run, stage: int, number: int, chat: Chat | None = None
     for side in SIDES:
         part = table[(table.row == side) & (table.part == side)]
         scores = ", ".join(f"{role} {getattr(pair, f'{role}_{side}'):.3f}" for role in ROLES)
-        head = f"{side}, {len(part)} tokens, {int(part.trained.sum())} trained on, from {getattr(pair, f'{side}_model')}; {scores}"
+        model = getattr(pair, f"{side}_model")
+        head = f"{side}, {len(part)} tokens, {int(part.trained.sum())} trained on, from {model}; {scores}"
         lines += ["", head, *_token_lines(part)]
     return "\n".join(lines) + "\n"
 
 
 def _token_lines(table: Any) -> list[str]:
     return [
-        f"{'*' if line.trained else ' '} {line.position:5d} {line.token_id:7d}  {visible(line.token)}" for line in table.itertuples()
+        f"{'*' if line.trained else ' '} {line.position:5d} {line.token_id:7d}  {visible(line.token)}"
+        for line in table.itertuples()
     ]

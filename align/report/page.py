@@ -93,13 +93,11 @@ def seconds(value: float) -> str:
 
 def file_size(value: float) -> str:
     """Bytes in the largest unit that keeps the number above 1."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            break
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
         value /= 1024
-    else:
-        unit = "TiB"
-    return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        units.pop(0)
+    return f"{value:.0f} {units[0]}" if value >= 10 or units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 def model_colors(run: RunData) -> dict[str, str]:
@@ -126,7 +124,9 @@ def train_charts(metrics: dict[str, Any], loss: str) -> list[Markup]:
     history = metrics.get("history", [])
     guide = (math.log(2), "ln 2") if loss == "dpo" or metrics.get("same_weights") else None
     unit = "nats per token" if loss == "nll" else "loss (nats)"
-    charts = [line_chart("Loss", [Series("loss", _line(history, "loss"), "c-loss")], x_label="step", y_label=unit, guide=guide)]
+    charts = [
+        line_chart("Loss", [Series("loss", _line(history, "loss"), "c-loss")], x_label="step", y_label=unit, guide=guide)
+    ]
     if not any("margin" in entry for entry in history):
         return charts
     rewards = [

@@ -1,0 +1,480 @@
+"""The report: numbers from manifests, texts escaped, nothing loaded from elsewhere; charts; notebook helpers."""
+
+import html
+import json
+import math
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from synthetic_run import HOSTILE, LONG, build_run, manifest, write_recipe
+
+from align.builtin_models import _byte_tokenizer
+from align.core.artifact import Manifest
+from align.core.chat import Chat
+from align.core.errors import UserError
+from align.core.rows import Preference
+from align.report import charts
+from align.report.artifacts import alternate, columns_of, folder_of, num_stages, step_names
+from align.report.charts import Bar, Interval, Series, Values
+from align.report.gather import cut, gather, readable_reject
+from align.report.headline import _conclusion, claims, verdict
+from align.report.notebook import Run, open_run, render_pair_text, visible
+from align.report.page import file_size, number, seconds, write_report
+from align.report.stages import Evaluation, correlation, response_points
+
+VOID = {"meta", "br", "wbr", "line", "circle", "rect", "polyline"}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_run(tmp_path_factory.mktemp("run") / "synthetic")
+
+
+@pytest.fixture(scope="module")
+def page(run_dir: Path) -> str:
+    target = run_dir / "report" / "index.html"
+    write_report(run_dir, target, name="synthetic & <friends>")
+    assert [p.name for p in target.parent.iterdir()] == ["index.html"]
+    return target.read_text(encoding="utf-8")
+
+
+class Outline(HTMLParser):
+    """Checks nesting and collects tags, attributes and text."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.stack: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack and self.stack.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.stack:
+            self.texts.append(data)
+
+
+def words(page: str) -> str:
+    """The visible text, every run of white space as one space."""
+    return " ".join(" ".join(read(page).texts).split())
+
+
+def read(page: str) -> Outline:
+    outline = Outline()
+    outline.feed(page)
+    assert outline.stack == []
+    return outline
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------------
+
+
+def test_all_text_is_escaped(page: str) -> None:
+    outline = read(page)
+    assert "script" not in {tag for tag, _ in outline.tags}
+    assert "<script" not in page.lower()
+    assert html.escape(HOSTILE, quote=False).replace("&#x27;", "'").split(" &amp;")[0] in page
+    text = "".join(outline.texts)
+    assert text.count(HOSTILE) > 10, "hostile texts are shown as they are"
+    assert "synthetic & <friends>" in text
+    assert not [name for _, attrs in outline.tags for name in attrs if name.startswith("on")]
+
+
+def test_one_file_without_references_elsewhere(page: str) -> None:
+    for sign in ("http://", "https://", "src=", "@import", "url(", "<link", "<iframe", "<img", "javascript:"):
+        assert sign not in page, sign
+    outline = read(page)
+    links = [attrs["href"] for tag, attrs in outline.tags if tag == "a"]
+    anchors = {attrs["id"] for _, attrs in outline.tags if "id" in attrs}
+    assert links and {link.removeprefix("#") for link in links if link} <= anchors
+    assert str(Path.home()) not in page and "/work/" not in page
+
+
+def test_numbers_of_manifests_appear(page: str, run_dir: Path) -> None:
+    text = words(page)
+    for found in sorted(run_dir.rglob("manifest.json")):
+        one = json.loads(found.read_text())
+        assert re.search(rf"{re.escape(one['step'])} [\d.]+ s ?{one['asked']:,} ?{one['rows']:,}", text), one["step"]
+    pair = manifest(run_dir, "stage1/pair")
+    assert f"{pair['rows']} of {pair['asked']} prompts" in text
+    assert f"P(chosen is longer) {100 * pair['metrics']['chosen_longer_share']:.0f} %" in text
+    table = manifest(run_dir, "eval/result")["metrics"]["table"]
+    for row in table:
+        low, high = row["selector"]["low"], row["selector"]["high"]
+        assert f"{row['selector']['mean']:.2f} [{low:.2f}, {high:.2f}]".replace("-", "\N{MINUS SIGN}") in text
+    assert "1.234" in text or "1.235" in text, "KL"
+    assert "0.6931 (ln 2 = 0.6931)" in text
+    assert "seed 17" in text and "transformers 5.19.0" in text
+
+
+def test_every_reason_appears_with_its_number_and_examples(page: str, run_dir: Path) -> None:
+    text = words(page)
+    reasons = 0
+    for found in run_dir.rglob("manifest.json"):
+        for reason, count in json.loads(found.read_text())["rejects"].items():
+            assert f"{reason} · {count}" in text, reason
+            reasons += 1
+    assert reasons >= 15
+    assert "responses compared · selector: best" in text
+    shown = [li for li in re.findall(r"<li>(.*?)</li>", page, re.DOTALL) if "verylongword" in li]
+    assert shown and all(len(html.unescape(li)) < 240 for li in shown), "long rejects are cut"
+
+
+def test_the_tree_counts_empty_topics(page: str, run_dir: Path) -> None:
+    taxonomy = gather(run_dir, "x").taxonomy
+    assert taxonomy is not None
+    metrics = manifest(run_dir, "taxonomy")["metrics"]
+    assert (taxonomy.topics, taxonomy.topics - taxonomy.empty) == (metrics["topics"], metrics["topics_filled"])
+    assert f"{taxonomy.empty} topics are empty" in page
+    assert taxonomy.units == sum(leaf.count for t in taxonomy.trees for leaf in t.lines if leaf.leaf) == 30
+    assert page.count('<span class="tag">empty</span>') == sum(not ln.count for t in taxonomy.trees for ln in t.lines)
+    for tree in taxonomy.trees:
+        depths = [line.depth for line in tree.lines]
+        assert depths[0] == 1 and all(b - a <= 1 for a, b in pairwise(depths)), "children follow parents"
+
+
+def test_evolved_instructions_stand_beside_their_parents(run_dir: Path) -> None:
+    evolved = gather(run_dir, "x").samples.evolved
+    assert len({row.operator for row in evolved[:5]}) == 5
+    assert evolved and all(row.parent and row.child.startswith(row.parent) for row in evolved)
+
+
+def test_points_are_joined_by_response_id(run_dir: Path) -> None:
+    points = response_points(run_dir, 1)
+    sampled = [manifest(run_dir, f"stage1/sample/{m}")["rows"] for m in ("M0", "base")]
+    assert len(points) == sum(sampled)
+    by_id = columns_of(run_dir / "stage1/sample/M0", ("id", "num_tokens"))
+    first = columns_of(run_dir / "stage1/score/selector", ("response_id", "score"))
+    scores = dict(zip(first["response_id"], first["score"], strict=True))
+    assert {(p.selector, p.tokens) for p in points if p.model == "M0"} == {
+        (scores[i], n) for i, n in zip(by_id["id"], by_id["num_tokens"], strict=True)
+    }
+
+
+def test_the_pair_funnel_ends_at_the_pairs(run_dir: Path) -> None:
+    for stage in gather(run_dir, "x").stages:
+        assert stage.pair is not None
+        assert stage.funnel[0][1] == stage.pair.asked and stage.funnel[-1][1] == stage.pair.rows
+        assert all(a[1] >= b[1] for a, b in pairwise(stage.funnel))
+
+
+@pytest.mark.parametrize("until", ["nothing", "data", "supervised", "stage1", "stage2"])
+def test_missing_steps_are_said(tmp_path: Path, until: str) -> None:
+    if until == "nothing":
+        write_recipe(tmp_path)
+    else:
+        build_run(tmp_path, until=until)
+    write_report(tmp_path, tmp_path / "r.html", name="partial")
+    text = "".join(read((tmp_path / "r.html").read_text()).texts)
+    assert "No model has been evaluated: not run yet." in text and "Evaluation: not run yet." in text
+    assert ("Taxonomy: not run yet." in text) == (until == "nothing")
+    assert ("Supervised fine-tuning: not run yet." in text) == (until in ("nothing", "data"))
+    assert text.count("Training: not run yet.") == {"stage1": 1, "stage2": 0}.get(until, 2)
+
+
+def test_no_recipe_and_a_step_under_way(tmp_path: Path, run_dir: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    (copy / "recipe.yaml").unlink()
+    (copy / "stage2/train/manifest.json").unlink()
+    (copy / "stage2/train/_work").mkdir()
+    write_report(copy, copy / "r.html", name="no recipe")
+    text = "".join(read((copy / "r.html").read_text()).texts)
+    assert "unfinished" in text and "Stage 2" in text and "ln 2" in text
+
+
+def test_metrics_that_are_missing_become_dashes(tmp_path: Path, run_dir: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    for path in copy.rglob("manifest.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "metrics": {}}))
+    write_report(copy, copy / "r.html", name="bare")
+    assert "–" in "".join(read((copy / "r.html").read_text()).texts)
+
+
+def test_steps_and_folders(run_dir: Path) -> None:
+    assert folder_of("stage1.sample.a.b-0.5B") == "stage1/sample/a.b-0.5B"
+    assert [folder_of(n) for n in ("sft", "sft.data", "eval", "eval.score.selector", "stage2.pair", "reward.data")] == [
+        "sft/train", "sft/data", "eval/result", "eval/score/selector", "stage2/pair", "reward/data",
+    ]  # fmt: skip
+    steps = {json.loads(p.read_text())["step"]: p.parent for p in run_dir.rglob("manifest.json")}
+    assert set(step_names(run_dir, {})) == set(steps)
+    assert all(run_dir / folder_of(name) == folder for name, folder in steps.items())
+    assert num_stages(run_dir, {"stages": [{}] * 3}) == 3
+    outside = {"reward_models": {"selector": {"path": "x"}, "validator": {"train": None}}}
+    assert not [n for n in step_names(run_dir, outside) if n.startswith("reward.")]
+
+
+# -- sentences --------------------------------------------------------------------------------------------------------------
+
+
+def rate(mean: float, low: float | None, high: float | None) -> dict[str, float | None]:
+    return {"mean": mean, "low": low, "high": high}
+
+
+def evaluation(selector: dict[str, float | None], validator: dict[str, float | None]) -> Evaluation:
+    row = {"model": "M1", "selector_win_rate": selector, "validator_win_rate": validator}
+    return Evaluation([{"model": "M0"}, row], [], 20, "M0")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words", "side"),
+    [
+        (rate(0.7, 0.55, 0.85), rate(0.6, 0.51, 0.7), "Both reward models prefer it", "up"),
+        (rate(0.7, 0.5, 0.85), rate(0.6, 0.4, 0.7), "Both intervals include 50 %", "open"),
+        (rate(0.7, 0.55, 0.85), rate(0.5, 0.4, 0.7), "the validator's includes 50 %: the evidence is one-sided", "open"),
+        (rate(0.2, 0.1, 0.3), rate(0.3, 0.1, 0.45), "prefer the baseline", "down"),
+        (rate(0.8, 0.7, 0.9), rate(0.3, 0.1, 0.45), "contradict each other", "open"),
+        (rate(1.0, None, None), rate(1.0, None, None), "too few prompts", "none"),
+    ],
+)
+def test_headlines_are_no_surer_than_their_intervals(first: dict, second: dict, words: str, side: str) -> None:
+    base, claim = claims(evaluation(first, second))
+    assert base.verdict == "base" and "20 held-out prompts" in base.sentence
+    assert words in claim.sentence and claim.verdict == side
+
+
+def test_every_combination_of_verdicts_has_words() -> None:
+    assert verdict(None) == "none"
+    for first in ("up", "down", "open", "none"):
+        for second in ("up", "down", "open", "none"):
+            assert _conclusion(first, second).endswith(".")
+
+
+def test_formats() -> None:
+    assert [seconds(s) for s in (3.14, 65, 3600 + 59)] == ["3.1 s", "1 min 05 s", "1 h 00 min"]
+    assert seconds(7200) == "2 h 00 min"
+    assert [file_size(n) for n in (0, 1023, 1536, 3 * 2**30)] == ["0 B", "1023 B", "1.5 KiB", "3.0 GiB"]
+    assert [number(v) for v in (None, math.nan, 1234, -0.5)] == ["–", "–", "1,234", "\N{MINUS SIGN}0.50"]
+    assert cut("abc", 3) == "abc" and cut("abcd", 3).startswith("abc…")
+    assert readable_reject('{"compared": broken') == '{"compared": broken'
+    rows = [{"k": "a", "n": 1}, {"k": "a", "n": 2}, {"k": "b", "n": 3}]
+    assert [r["n"] for r in alternate(rows, "k")] == [1, 3, 2]
+
+
+# -- charts -----------------------------------------------------------------------------------------------------------------
+
+
+def numbers(svg: str, attribute: str) -> list[float]:
+    return [float(v) for v in re.findall(rf'\b{attribute}="(-?[\d.]+)"', svg)]
+
+
+def inside(svg: str) -> None:
+    """Everything is drawn within the view box, and no number is NaN."""
+    assert "nan" not in svg.lower().replace("nanum", "") and "inf" not in svg
+    width, height = map(float, re.search(r'viewBox="0 0 (\d+) (\d+)"', svg).groups())  # type: ignore[union-attr]
+    xs = [v for a in ("x", "cx", "x1", "x2") for v in numbers(svg, a)]
+    ys = [v for a in ("y", "cy", "y1", "y2") for v in numbers(svg, a)]
+    for pairs in re.findall(r'points="([^"]*)"', svg):
+        for pair in pairs.split():
+            x, y = map(float, pair.split(","))
+            xs.append(x)
+            ys.append(y)
+    assert xs and min(xs) >= 0 and max(xs) <= width
+    assert ys and min(ys) >= 0 and max(ys) <= height
+    assert all(v >= 0 for a in ("width", "height") for v in numbers(svg, a))
+
+
+SETS = {
+    "usual": [(1, 0.7), (2, 0.6), (3, 0.65)],
+    "one point": [(5, 0.25)],
+    "equal values": [(1, 2.0), (2, 2.0), (3, 2.0)],
+    "zeros": [(0, 0.0), (0, 0.0)],
+    "tiny": [(1, 1e-9), (2, 3e-9)],
+    "large": [(1, -4e7), (2, 9e7)],
+    "with gaps": [(1, math.nan), (2, 1.0), (3, math.inf), (4, 2.0)],
+}
+
+
+@pytest.mark.parametrize("points", SETS.values(), ids=SETS)
+def test_charts_stay_in_their_frame(points: list[tuple[float, float]]) -> None:
+    series = [Series("a", points, "c-m0"), Series("b", points[:1], "c-m1")]
+    values = [y for _, y in points]
+    inside(charts.line_chart("t", series, x_label="x", y_label="y", guide=(math.log(2), "ln 2")))
+    inside(charts.scatter("t", series, x_label="x", y_label="y"))
+    inside(charts.histogram("t", [Values("a", values, "c-m0"), Values("b", values, "c-m1")], x_label="x", y_label="y"))
+    inside(charts.bars("t", [Bar(str(v), abs(v), "n", "c-data", abs(v) * 2) for v in values if math.isfinite(v)]))
+    whiskers = [Interval("M", v, v - 0.1, v + 0.1, "c-m0") for v in values]
+    inside(charts.intervals("t", whiskers, x_label="x", guide=(0.5, "50 %")))
+
+
+def test_no_values_is_a_note() -> None:
+    nothing = [Series("a", [(math.nan, 1.0)], "c-m0")]
+    for figure in (
+        charts.line_chart("t", [], x_label="x", y_label="y"),
+        charts.line_chart("t", nothing, x_label="x", y_label="y", guide=(1.0, "one")),
+        charts.scatter("t", nothing, x_label="x", y_label="y"),
+        charts.histogram("t", [Values("a", [], "c-m0")], x_label="x", y_label="y"),
+        charts.bars("t", []),
+        charts.intervals("t", [Interval("M", math.nan, 0, 1, "c-m0")], x_label="x", guide=(0.5, "")),
+    ):
+        assert "no values" in figure and "<svg" not in figure
+
+
+def test_positions_are_in_the_order_of_the_values() -> None:
+    svg = charts.line_chart("t", [Series("a", [(1, 1.0), (2, 3.0), (3, 2.0)], "c-m0")], x_label="x", y_label="y")
+    place = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]*)"', svg).group(1).split()]  # type: ignore[union-attr]
+    assert place[0][0] < place[1][0] < place[2][0]
+    assert place[1][1] < place[2][1] < place[0][1], "larger values are higher up"
+
+
+def test_labels_are_escaped() -> None:
+    bad = "<b onload=x>&\"'"
+    for figure in (
+        charts.bars(bad, [Bar(bad, 1, bad, "c-m0")]),
+        charts.line_chart(bad, [Series(bad, [(1, 1)], "c-m0"), Series(bad, [(1, 2)], "c-m1")], x_label=bad, y_label=bad),
+        charts.scatter(bad, [Series(bad, [(1, 1)], "c-m0")], x_label=bad, y_label=bad, note=bad),
+        charts.histogram(bad, [Values(bad, [1], "c-m0")], x_label=bad, y_label=bad, guide=(1, bad)),
+        charts.intervals(bad, [Interval(bad, 0.5, 0.4, 0.6, "c-m0")], x_label=bad, guide=(0.5, bad)),
+    ):
+        assert "<b" not in figure and '&"' not in figure
+
+
+def test_histogram_counts_every_value_once() -> None:
+    rng = np.random.default_rng(0)
+    for values in ([0.0, 0.05, 0.4, 0.4, 1.0], list(rng.normal(size=500)), [1.0] * 7):
+        svg = charts.histogram("t", [Values("a", values, "c-m0")], x_label="x", y_label="y")
+        top = [float(t) for t in re.findall(r'class="tick end">([\d.]+)<', svg)]
+        full = charts.HEIGHT - charts.BOTTOM - charts.TOP
+        heights = sum(numbers(svg, "height"))
+        assert heights / full * max(top) == pytest.approx(len(values), rel=0.01)
+
+
+def test_ticks_cover_the_range() -> None:
+    for low, high in ((0, 1), (-3.7, 12.2), (0.693, 0.694), (5, 5), (0, 0), (-1e9, 1e9), (1e-12, 3e-12)):
+        found = charts.ticks(low, high)
+        assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 9
+        labels = [charts.tick_label(v, found[1] - found[0]) for v in found]
+        assert len(set(labels)) == len(labels) or high < 1e-6
+
+
+def test_long_lines_keep_their_spikes() -> None:
+    points = [(float(i), 50.0 if i == 7777 else 0.0) for i in range(20_000)]
+    thin = charts.thin(points)
+    assert len(thin) <= charts.MAX_POINTS and (7777.0, 50.0) in thin
+    assert thin == sorted(thin)
+
+
+def test_texts_are_cut_to_their_room() -> None:
+    assert charts.fit("short", 100) == "short"
+    assert charts.text_width(charts.fit("가나다라마바사" * 9, 120)) <= 126
+    assert correlation([]) is None
+
+
+# -- notebook ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    _byte_tokenizer(folder, encoder=False)
+    return Chat.load(folder)
+
+
+def test_run_tables(run_dir: Path) -> None:
+    run = open_run(str(run_dir))
+    funnel = run.funnel()
+    assert (funnel.asked == funnel.kept + funnel.rejected).all() and len(funnel) == len(list(run_dir.rglob("manifest.json")))
+    assert run.reasons().rejects.sum() == funnel.rejected.sum()
+    assert len(run.rejects("evolve")) == 11 and set(run.rejects("evolve").columns) == {"id", "reason", "raw"}
+    topics = run.taxonomy()
+    assert topics[~topics.path.str.contains("/")]["count"].sum() == len(run.rows("taxonomy"))
+    assert len(run.history("stage1.train")) == 12 and "selector_win_rate.low" in run.evaluation()
+
+
+def test_scores_are_joined_by_id(run_dir: Path) -> None:
+    run = Run(run_dir)
+    for stage in (1, 2, "eval"):
+        table = run.scores(stage)
+        assert not table[["selector", "validator"]].isna().any().any() and table.response_id.is_unique
+    pair = run.pair(1, 0)
+    row = run.scores(1).set_index("response_id").loc[pair.chosen_id]
+    assert (row.selector, row.validator, row.tokens) == (
+        pair.selector_chosen,
+        pair.validator_chosen,
+        len(pair.chosen_token_ids),
+    )
+
+
+def test_pair_tokens_are_what_the_trainer_sees(run_dir: Path, chat: Chat) -> None:
+    run = Run(run_dir)
+    pair = run.pair(1, 2)
+    table = run.pair_tokens(1, 2, chat)
+    for side in ("chosen", "rejected"):
+        half = table[table.row == side]
+        sampled = list(getattr(pair, f"{side}_token_ids"))
+        assert list(half.token_id) == [*chat.prompt_ids(pair.prompt), *sampled], "prompt and the sampled ids, nothing else"
+        assert list(half[half.trained].token_id) == sampled
+        assert half[half.trained].iloc[-1].token == "<|im_end|>"
+        assert list(half.position) == list(range(len(half)))
+        assert (half.trained == (half.part == side)).all()
+
+
+def test_pair_text_and_html(run_dir: Path, chat: Chat) -> None:
+    run = Run(run_dir)
+    pair = run.pair(1, 1)
+    text = render_pair_text(run, 1, 1, chat)
+    assert text.count("\n* ") == len(pair.chosen_token_ids) + len(pair.rejected_token_ids)
+    assert pair.id in text and f"selector {pair.selector_chosen:.3f}" in text
+    page = str(run.pair_html(1, 1, chat))
+    assert "<|im_start|>" not in page and "&lt;|im_start|&gt;" in page
+    assert page.count("background") == text.count("\n* ")
+    assert visible(" a\n") == "·a⏎"
+
+
+def test_korean_bytes_are_shown_as_bytes(run_dir: Path, chat: Chat) -> None:
+    run = Run(run_dir)
+    numbers = [i for i, lang in enumerate(run.rows("stage1.pair").lang) if lang == "ko"]
+    tokens = run.pair_tokens(1, numbers[0], chat)
+    prompt = tokens[(tokens.row == "chosen") & (tokens.part == "prompt")]
+    raw = bytes(int(t[1:3], 16) for t in prompt.token if re.fullmatch(r"<[0-9A-F]{2}>", t))
+    assert raw.decode() and all("가" <= c <= "힣" or c in "🙂" for c in raw.decode())
+
+
+def test_the_newest_tokenizer_at_or_before_a_stage_is_used(tmp_path: Path, run_dir: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    with pytest.raises(UserError, match="no tokenizer"):
+        Run(copy).chat(1)
+    _byte_tokenizer(copy / "sft/train/model", encoder=False)
+    assert Run(copy).chat(2).stop_ids == (2,)
+    assert len(Run(copy).pair_tokens(2, 0)) > 20
+
+
+def test_errors_name_what_is_missing(tmp_path: Path, run_dir: Path) -> None:
+    with pytest.raises(UserError, match="no finished step"):
+        open_run(tmp_path)
+    run = open_run(run_dir)
+    with pytest.raises(UserError, match=r"pairs 0 to \d+, not 999"):
+        run.pair(1, 999)
+    with pytest.raises(UserError, match="not run yet"):
+        run.rows("stage3.pair")
+    with pytest.raises(UserError, match="no finished samples"):
+        run.scores(3)
+
+
+def test_the_builder_is_a_whole_run(run_dir: Path) -> None:
+    for path in run_dir.rglob("manifest.json"):
+        one = Manifest.load(path.parent)
+        assert one is not None and one.asked == one.rows + sum(one.rejects.values())
+    texts = " ".join(row["content"] for pair in Run(run_dir).rows("stage1.pair").chosen for row in pair)
+    assert LONG in texts and HOSTILE in texts
+    assert Preference.__dataclass_fields__.keys() == set(Run(run_dir).rows("stage1.pair").columns)
