@@ -58,7 +58,7 @@ def parse_facts(text: str) -> list[str]:
     Raises:
         ValueError: not JSON of the agreed shape.
     """
-    data = json.loads(text)
+    data = json.loads(text, strict=False)  # grammar-constrained strings may hold raw control characters
     if not isinstance(data, dict) or not isinstance(data.get("facts"), list):
         raise ValueError("no list of facts")
     return [" ".join(str(fact).split()) for fact in data["facts"]]

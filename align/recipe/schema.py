@@ -255,7 +255,6 @@ class PairSpec(Strict):
     )
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.2
     min_margin: Annotated[float, Field(ge=0)] = Field(0.0, description="Smallest selector score difference.")
-    drop_unfinished: bool = Field(True, description="Answers that hit max_tokens are in no pair.")
 
 
 class PreferenceTrainSpec(TrainSpec):

@@ -138,7 +138,7 @@ def run_pair(ctx: Context) -> None:
     prompts = [p for p in ctx.rows("evolve", Instruction) if p.id in known]
     rules = PairRules(
         select=spec.select, agreement=spec.agreement, threshold=spec.threshold, min_margin=spec.min_margin,
-        drop_unfinished=spec.drop_unfinished, max_length=None,
+        drop_unfinished=True, max_length=None,
     )  # fmt: skip
     selector, validator = (ctx.rows(f"stage{ctx.step.stage}.score.{role}", Score) for role in REWARD_ROLES)
     rows, rejects = build_pairs(prompts, responses, selector, validator, rules)

@@ -217,7 +217,7 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
         spec = getattr(recipe.reward_models, role)
         yield Step(
             name=f"stage{k}.score.{role}", verb="score", stage=k, folder=f"stage{k}/score/{role}", row_type=Score,
-            inputs=("evolve", *samples, *made), models=outside, process=f"score:{role}",
+            inputs=("evolve", *samples, *made), models=outside, process="judge",
             config={"precision": spec.precision, "max_length": spec.max_length}, about=f"score responses with the {role}",
         )  # fmt: skip
     yield Step(
@@ -252,13 +252,13 @@ def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
         made, outside = reward_inputs(recipe, role)
         judge = getattr(recipe.reward_models, role)
         yield Step(
-            name=f"eval.score.{role}", verb="eval", folder=f"eval/score/{role}", row_type=Score, process=f"score:{role}",
+            name=f"eval.score.{role}", verb="eval", folder=f"eval/score/{role}", row_type=Score, process="judge",
             inputs=("evolve", *samples, *made), models=outside,
             config={"precision": judge.precision, "max_length": judge.max_length}, about=f"the {role} judges them",
         )  # fmt: skip
     made, outside = _uses(recipe, *spec.models)
     yield Step(
-        name="eval", verb="eval", folder="eval/result", row_type=EvalResult, process="train:eval", models=outside,
+        name="eval", verb="eval", folder="eval/result", row_type=EvalResult, process="judge", models=outside,
         inputs=("evolve", *samples, *(f"eval.score.{role}" for role in REWARD_ROLES), *made),
         config={"seed": recipe.seed, "baseline": spec.baseline, "precision": spec.precision, "models": list(spec.models)},
         about="win rates, lengths, repetition, language match, KL",

@@ -214,6 +214,7 @@ def test_step0_is_ln2_even_with_dropout(tmp_path: Path) -> None:
     assert found["same_weights"]
     assert found["step0"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert found["step0"]["largest_margin"] < 1e-5
+    assert found["step0"]["tolerance"] == 1e-5
     # With dropout the first training step itself is off: the check must have run without it.
     assert abs(found["history"][0]["margin"]) > 1e-3
 
