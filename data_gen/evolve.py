@@ -21,7 +21,9 @@ from data_gen.prompts import render
 _PROMPT_WORDING = re.compile(
     r"(given|rewritten|new|original) (prompt|question)|#the |질문을 고쳐|주어진 (질문|프롬프트)|새 질문", re.IGNORECASE
 )
-_REFUSAL = re.compile(r"\b(sorry|as an ai|i cannot|i can't|i'm unable)\b|죄송|할 수 없습니다|답변할 수 없", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"\b(sorry|as an ai|i cannot|i can't|i'm unable)\b|죄송(합|하지만)|(답변|대답|도움|도와)[^.]{0,8} 수 없", re.IGNORECASE
+)
 
 
 def no_information_gain(parent: str, child: str, lang: str) -> bool:

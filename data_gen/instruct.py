@@ -112,9 +112,7 @@ def difficulty(text: str) -> float:
     1 - exp(-(words/25 + marks/3)) with marks = commas, question marks, digits and words that set conditions or ask for
     reasons. It orders an evolved prompt against its parent; it is no judge of difficulty between topics.
     """
-    marks = len(
-        re.findall(r"[,?;]|\d+|\b(why|how|while|if|compare|exactly|at least|because)\b|왜|어떻게|비교|정확히", text, re.I)
-    )
+    marks = len(_DEMANDS.findall(text))
     return round(1 - 2.718281828 ** -(len(words(text)) / 25 + marks / 3), 4)
 
 

@@ -85,15 +85,22 @@ def load_taxonomy(path: Path | None) -> Taxonomy:
     leaves: list[Node] = []
     inner: list[tuple[str, str, str, str, Mapping[str, str]]] = []
     seen: set[str] = set()
-    levels = tuple(data["levels"])
+    if not isinstance(data["levels"], list) or not isinstance(data["nodes"], list):
+        raise UserError(f"{where}: levels and nodes are lists (docs/data.md)")
+    levels = tuple(map(str, data["levels"]))
 
     def visit(node: Any, parents: tuple[str, ...]) -> None:
         if not isinstance(node, dict) or "id" not in node or "name" not in node:
             raise UserError(f"{where}: under {'/'.join(parents) or 'nodes'}: every node needs id and name")
+        if not isinstance(node["id"], str) or "/" in node["id"]:
+            raise UserError(f"{where}: under {'/'.join(parents) or 'nodes'}: id {node['id']!r} must be text without /")
+        _check_texts(node, where)
         if node["id"] in seen:
             raise UserError(f"{where}: id {node['id']} is used twice")
         seen.add(node["id"])
         place = (*parents, node["id"])
+        if len(place) > len(levels):
+            raise UserError(f"{where}: {node['id']} is at depth {len(place)}, but there are {len(levels)} levels")
         if children := node.get("children"):
             inner.append((node["id"], parents[-1] if parents else "", "/".join(place), levels[len(parents)], node["name"]))
             for child in children:
@@ -105,11 +112,25 @@ def load_taxonomy(path: Path | None) -> Taxonomy:
             raise UserError(f"{where}: topic {node['id']} is at depth {len(place)}, but there are {len(levels)} levels")
         leaves.append(Node(node["id"], "/".join(place), node["name"], node["definition"], node["include"]))
 
-    for top in data["nodes"] or []:
+    for top in data["nodes"]:
         visit(top, ())
     if not leaves:
         raise UserError(f"{where}: the taxonomy has no topic")
     return Taxonomy(levels, tuple(leaves), tuple(inner))
+
+
+def _check_texts(node: dict[str, Any], where: str) -> None:
+    """Texts are given by language, the same languages for all of a node's texts."""
+    for key in ("name", "definition", "include"):
+        value = node.get(key, {})
+        texts = [[v] if key != "include" else v for v in value.values()] if isinstance(value, dict) else [None]
+        if not all(isinstance(t, list) and all(isinstance(s, str) for s in t) for t in texts):
+            what = "a list of terms" if key == "include" else "text (quote it where it holds a comma)"
+            raise UserError(f"{where}: {node['id']}: {key} holds {what} by language, such as {{en: ...}}")
+        if key in node and set(value) != set(node["name"]):
+            raise UserError(f"{where}: {node['id']}: {key} and name must be in the same languages")
+    if not node["name"]:
+        raise UserError(f"{where}: {node['id']}: name is empty")
 
 
 class TopicIndex:

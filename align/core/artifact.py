@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.core.errors import StepError, UserError
@@ -41,11 +42,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: temporary name in the same folder, flush to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -92,8 +97,8 @@ class Manifest:
         """The manifest of a finished step, or None where there is none."""
         path = folder / "manifest.json"
         try:
-            return cls(**json.loads(path.read_text()))
-        except FileNotFoundError:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: not a manifest ({error}); delete its folder and run again") from None
@@ -111,7 +116,12 @@ class Artifact:
 
     def _read(self, pattern: str, row_type: type[R]) -> Iterator[R]:
         for path in sorted(self.folder.glob(pattern)):
-            yield from from_records(row_type, pq.read_table(path).to_pylist(), str(path))
+            try:
+                records = pq.read_table(path).to_pylist()
+            except (pa.ArrowException, OSError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{path}: cannot be read ({reason}); delete its step's folder and run again") from None
+            yield from from_records(row_type, records, str(path))
 
     def rows(self, row_type: type[R]) -> list[R]:
         """All rows as dataclasses, in the order they were written."""
@@ -229,6 +239,9 @@ class StepFolder:
             rejects.update(shard["rejects"])
         if asked != rows + sum(rejects.values()):
             raise StepError(f"{self.step}: {asked} rows in, {rows} out and {sum(rejects.values())} rejected")
+        written = [pq.read_table(p, columns=["id"])["id"].to_pylist() for p in sorted(self.folder.glob("data/*.parquet"))]
+        if twice := [i for i, n in Counter(i for ids in written for i in ids).items() if n > 1]:
+            raise StepError(f"{self.step}: id {twice[0]} appears in two shards")
         files = {
             str(p.relative_to(self.folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)}
             for p in sorted(self.folder.rglob("*"))

@@ -32,7 +32,8 @@ class Chat:
         """Read the tokenizer of a model folder.
 
         Raises:
-            UserError: no tokenizer, no chat template or no end-of-turn token in the folder.
+            UserError: no tokenizer, no chat template or no end-of-turn token in the folder, or a broken
+                generation_config.json.
         """
         import json
 
@@ -50,7 +51,10 @@ class Chat:
         stops: list[int] = []
         generation = folder / "generation_config.json"
         if generation.is_file():
-            eos = json.loads(generation.read_text()).get("eos_token_id")
+            try:
+                eos = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{generation}: not a JSON object ({error})") from None
             stops += eos if isinstance(eos, list) else [eos] if eos is not None else []
         if tokenizer.eos_token_id is not None:
             stops.append(tokenizer.eos_token_id)
@@ -59,16 +63,21 @@ class Chat:
         return cls(tokenizer, tuple(dict.fromkeys(stops)))
 
     def _render(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[int]:
-        ids = self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=True, add_generation_prompt=generation_prompt, return_dict=False
-        )
+        from jinja2 import TemplateError
+
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=True, add_generation_prompt=generation_prompt, return_dict=False
+            )
+        except TemplateError as error:  # a template may refuse a dialogue, a system turn say
+            raise ChatError(f"template_refuses: {error}") from None
         return list(ids)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the dialogue so far plus the opening of the assistant's turn.
 
         Raises:
-            ChatError: two BOS tokens in a row at the start.
+            ChatError: two BOS tokens in a row at the start, or the template refuses the dialogue.
         """
         ids = self._render(messages, generation_prompt=True)
         bos = self.tokenizer.bos_token_id

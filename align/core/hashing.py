@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,20 @@ MODEL_FILES = (
     "chat_template.jinja",
     "adapter_config.json",
 )
+# Read only where there is no tokenizer.json.
+SLOW_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 class FileHashes:
-    """SHA-256 of files, remembered by size and modification time so that unchanged weights are read once per run."""
+    """SHA-256 of files, remembered by size and times of change so that unchanged weights are read once per run."""
 
     def __init__(self, cache_path: Path) -> None:
         self._path = cache_path
@@ -71,22 +82,24 @@ class FileHashes:
     def sha256(self, path: Path) -> str:
         stat = path.stat()
         key = str(path.resolve())
-        stamp = [stat.st_size, stat.st_mtime_ns]
+        # `cp -p` and `rsync -t` keep the modification time; nothing keeps the time of the inode's change.
+        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         known = self._known.get(key)
         if known and known[0] == stamp:
             return str(known[1])
         value = file_sha256(path)
         self._known[key] = [stamp, value]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
+        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(self._known))
         temporary.replace(self._path)
         return value
 
     def model(self, folder: Path) -> str:
         """A model folder's identity: the content of its weights, tokenizer, template and configs; not its path."""
-        files = [p for name in MODEL_FILES if (p := folder / name).is_file()]
-        files += sorted(folder.glob("*.safetensors"))
+        names = MODEL_FILES if (folder / "tokenizer.json").is_file() else MODEL_FILES + SLOW_TOKENIZER_FILES
+        files = [p for name in names if (p := folder / name).is_file()]
+        files += sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*_model*.bin"))
         return fingerprint({p.name: self.sha256(p) for p in files})
 
 

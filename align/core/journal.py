@@ -24,9 +24,12 @@ class Journal:
     def _load(self) -> None:
         data = self.path.read_bytes()
         whole = data.rfind(b"\n") + 1
-        for line in data[:whole].splitlines():
-            key, value = json.loads(line)
-            self._values[key] = value
+        for line in data[:whole].split(b"\n")[:-1]:
+            try:
+                key, value = json.loads(line)
+                self._values[key] = value
+            except (ValueError, TypeError):
+                continue  # a damaged line (a full disk, a crash of the system): its call is made again
         if whole != len(data):
             with self.path.open("r+b") as handle:
                 handle.truncate(whole)
@@ -42,7 +45,9 @@ class Journal:
 
     def put(self, key: str, value: Any) -> None:
         self._values[key] = value
-        self._file.write(json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
+        rest = json.dumps([key, value], ensure_ascii=False).encode() + b"\n"
+        while rest:  # a nearly full disk takes a part and says so only by the count
+            rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         self._file.close()

@@ -20,10 +20,14 @@ def run_lock(folder: Path, patience_s: float = 5.0) -> Iterator[int]:
     ends; the patience is for a new run that starts in between.
 
     Raises:
-        UserError: another process holds it; the message names its pid.
+        UserError: another process holds it (the message names its pid), or the folder cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as handle:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / ".lock").open("a+")
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"{folder}: cannot be used as a run folder ({error.strerror}); use another --run-dir") from None
+    with opened as handle:
         deadline = time.monotonic() + patience_s
         while True:
             try:

@@ -39,10 +39,14 @@ def read_jsonl(path: Path) -> Iterator[Line]:
                 continue
             try:
                 record = json.loads(data.decode("utf-8-sig" if number == 1 else "utf-8"))
+                json.dumps(record, ensure_ascii=False).encode()  # "\\ud83d" alone is JSON, but no text
+            except UnicodeEncodeError:
+                yield Line(where, None, "half_a_character", data.decode("utf-8", "replace").strip()[:2000])
+                continue
             except UnicodeDecodeError:
                 yield Line(where, None, "not_utf8", data.decode("utf-8", "replace").strip()[:2000])
                 continue
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield Line(where, None, "malformed_json", data.decode("utf-8", "replace").strip()[:2000])
                 continue
             if isinstance(record, dict):

@@ -168,7 +168,8 @@ def _explain(error: Any, lines: dict[Loc, int], path: Path) -> str:
 
 def _suggest(loc: Loc) -> str:
     key = str(loc[-1])
-    parent = tuple("*" if isinstance(p, int) else p for p in loc[:-1])
+    # Entries of lists and of `models` have names of their own.
+    parent = tuple("*" if isinstance(p, int) or loc[:i] == ("models",) else p for i, p in enumerate(loc[:-1]))
     here, elsewhere = set(), []
     for place, model in _fields(Recipe):
         if key in model.model_fields and place == parent:

@@ -6,23 +6,42 @@ Formulas and published settings behind the defaults are in docs/recipe.md. Relat
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):  # pydantic would read `epochs: true` as 1
+        raise ValueError("a number goes here, not true or false")
+    return value
+
+
+Number = BeforeValidator(_no_switch)
 Language = Literal["en", "ko"]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Number, Field(gt=0)]
+Share = Annotated[float, Number, Field(ge=0, le=1)]
+Count = Annotated[int, Number, Field(ge=1)]
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := [v for i, v in enumerate(values) if v in values[:i]]:
+        raise ValueError(f"{twice[0]} is listed twice")
+    return values
+
+
+Listed = (Field(min_length=1), AfterValidator(_distinct))
+Names = Annotated[tuple[str, ...], *Listed]
 
 BASE_MODEL = "base"
 SFT_MODEL = "M0"
+RESERVED = ("sft", "heldout")  # the other names of prompt sets, beside the stages'
 
 
 class Strict(BaseModel):
     """Base of every section: unknown keys are errors and a loaded recipe never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def changed(self, *names: str) -> list[str]:
         """Those of the fields that differ from their default. A resolved recipe writes every default out, so being
@@ -53,13 +72,13 @@ class EngineSpec(Strict):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto: the weights' own.")
     max_model_len: Count = Field(1024, description="Tokens of prompt and completion; longer prompts are rejected.")
     max_num_seqs: Count = Field(128, description="vLLM: sequences decoded together.")
-    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = Field(0.9, description="vLLM on a GPU.")
+    gpu_memory_utilization: Annotated[float, Number, Field(gt=0, lt=1)] = Field(0.9, description="vLLM on a GPU.")
     base_url: str | None = Field(None, description="openai: such as http://localhost:8000/v1.")
     model_names: dict[str, str] = Field(default_factory=dict, description="openai: our model name to the server's.")
     api_key_env: str | None = Field(None, description="openai: environment variable that holds the key.")
     max_concurrency: Count = Field(16, description="openai: requests in flight.")
     timeout_s: Positive = Field(120.0, description="openai: per call.")
-    max_retries: Annotated[int, Field(ge=0)] = Field(4, description="openai: with exponential back-off.")
+    max_retries: Annotated[int, Number, Field(ge=0)] = Field(4, description="openai: with exponential back-off.")
     replay_path: str | None = Field(None, description="replay: the file of recorded answers.")
     record_with: Literal["vllm", "transformers"] | None = Field(
         None, description="replay: who answers what the file lacks; without it a missing answer is an error."
@@ -82,8 +101,8 @@ class EngineSpec(Strict):
 class SamplingSpec(Strict):
     """How completions are drawn."""
 
-    temperature: Annotated[float, Field(ge=0)] = 0.9
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: Annotated[float, Number, Field(ge=0)] = 0.9
+    top_p: Annotated[float, Number, Field(gt=0, le=1)] = 1.0
     min_p: Share = Field(0.0, description="Keep tokens this likely relative to the best; cheaper than top_p on CPU.")
     max_tokens: Count = 256
     repetition_penalty: Positive = 1.0
@@ -92,8 +111,8 @@ class SamplingSpec(Strict):
 class CorpusSpec(Strict):
     """The documents: JSON Lines with text and, better, id, lang, source, license."""
 
-    paths: tuple[str, ...] = Field(description="Files or glob patterns.")
-    languages: tuple[Language, ...] = ("en", "ko")
+    paths: Names = Field(description="Files or glob patterns.")
+    languages: Annotated[tuple[Language, ...], *Listed] = ("en", "ko")
     allow_licenses: tuple[str, ...] | None = Field(None, description="Exact licence names to keep; null keeps all.")
     min_chars: Count = Field(80, description="Shorter documents hold no fact to ask about.")
     max_chars: Count = Field(2000, description="Longer documents are cut at a sentence end; the model reads this much.")
@@ -122,15 +141,17 @@ class InstructionsSpec(Strict):
         {"en": "model", "ko": "model"},
         description="template: fixed wording around the topic's key term, for languages the base model cannot write.",
     )
-    task_types: tuple[Literal["question", "explain", "list", "compare", "advise"], ...] = ("question", "explain", "list")
+    task_types: Annotated[tuple[Literal["question", "explain", "list", "compare", "advise"], ...], *Listed] = (
+        "question", "explain", "list",
+    )  # fmt: skip
     sampling: SamplingSpec = SamplingSpec(temperature=0.7, min_p=0.05, max_tokens=64)
 
 
 class EvolutionSpec(Strict):
     """Evol-Instruct rounds (arXiv 2304.12244) with an eliminator; a failed child leaves its parent in the pool."""
 
-    rounds: Annotated[int, Field(ge=0, le=5)] = 1
-    operators: tuple[Literal["constrain", "deepen", "concretize", "reason", "breadth"], ...] = (
+    rounds: Annotated[int, Number, Field(ge=0, le=5)] = 1
+    operators: Annotated[tuple[Literal["constrain", "deepen", "concretize", "reason", "breadth"], ...], *Listed] = (
         "constrain", "deepen", "concretize", "reason", "breadth",
     )  # fmt: skip
     share: Share = Field(0.5, description="Share of the pool that is evolved in each round.")
@@ -172,7 +193,7 @@ class TrainSpec(Strict):
     micro_batch: Count = Field(2, description="Of these, how many go through the model at once; changes speed, not results.")
     warmup_ratio: Share = 0.1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Number, Field(ge=0)] = 0.0
     max_grad_norm: Positive = 1.0
     max_length: Count = Field(1024, description="Longer examples are dropped and counted, never cut.")
     precision: Literal["auto", "bf16", "fp32"] = Field(
@@ -225,11 +246,11 @@ class RewardDataSpec(Strict):
     """Training pairs of the reward models: degraded answers of the SFT set, or a preference file."""
 
     path: str | None = Field(None, description="JSON Lines with prompt, chosen, rejected; null makes degraded answers.")
-    operators: tuple[Literal["cut", "repeat", "shuffle", "other", "language"], ...] = (
+    operators: Annotated[tuple[Literal["cut", "repeat", "shuffle", "other", "language"], ...], *Listed] = (
         "cut", "repeat", "shuffle", "other", "language",
     )  # fmt: skip
     per_example: Count = Field(2, description="Degraded versions of each answer.")
-    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Share of prompts kept for accuracy.")
+    held_out: Annotated[float, Number, Field(gt=0, lt=1)] = Field(0.15, description="Share of prompts kept for accuracy.")
 
     @model_validator(mode="after")
     def _used(self) -> RewardDataSpec:
@@ -241,7 +262,7 @@ class RewardDataSpec(Strict):
 class StageSampleSpec(SamplingSpec):
     """N responses per prompt from each of these models."""
 
-    models: tuple[str, ...] = Field(description="Names under models, or M0, M1, ...")
+    models: Names = Field(description="Names under models, or M0, M1, ...")
     n: Count = Field(8, description="Responses per prompt from each model; the literature uses 4 to 16.")
     max_prompts: Count | None = Field(None, description="At most this many prompts of the stage's split.")
 
@@ -253,8 +274,8 @@ class PairSpec(Strict):
     agreement: Literal["gap", "kendall", "spearman", "sign", "top1"] = Field(
         "gap", description="gap: how far apart the validator's ranks put yw and yl, 1 = first and last."
     )
-    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.2
-    min_margin: Annotated[float, Field(ge=0)] = Field(0.0, description="Smallest selector score difference.")
+    threshold: Annotated[float, Number, Field(ge=-1, le=1)] = 0.2
+    min_margin: Annotated[float, Number, Field(ge=0)] = Field(0.0, description="Smallest selector score difference.")
 
 
 class PreferenceTrainSpec(TrainSpec):
@@ -280,7 +301,7 @@ class DpoSpec(PreferenceTrainSpec):
 
     loss: Literal["dpo"]
     beta: Positive = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.0, description="cDPO's label-flip rate.")
+    label_smoothing: Annotated[float, Number, Field(ge=0, lt=0.5)] = Field(0.0, description="cDPO's label-flip rate.")
 
 
 class SimpoSpec(PreferenceTrainSpec):
@@ -288,7 +309,7 @@ class SimpoSpec(PreferenceTrainSpec):
 
     loss: Literal["simpo"]
     beta: Positive = 2.5
-    gamma: Annotated[float, Field(ge=0)] = Field(1.25, description="Absolute margin, not the ratio gamma/beta.")
+    gamma: Annotated[float, Number, Field(ge=0)] = Field(1.25, description="Absolute margin, not the ratio gamma/beta.")
 
 
 class StageSpec(Strict):
@@ -313,7 +334,7 @@ class StageSpec(Strict):
 class EvaluationSpec(SamplingSpec):
     """Held-out prompts answered by each model and judged by both reward models."""
 
-    models: tuple[str, ...] = Field(description="Names under models, or M0, M1, ...")
+    models: Names = Field(description="Names under models, or M0, M1, ...")
     baseline: str = Field(SFT_MODEL, description="Win rates are against this model.")
     n: Count = Field(1, description="Answers per prompt and model.")
     max_prompts: Count | None = None
@@ -324,7 +345,7 @@ class Recipe(Strict):
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 17
+    seed: Annotated[int, Number, Field(ge=0, lt=2**31)] = 17
     models: dict[str, ModelSpec]
     engine: EngineSpec = EngineSpec()
     corpus: CorpusSpec
@@ -354,8 +375,11 @@ class Recipe(Strict):
         for name in trained[1:]:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
                 raise ValueError(f"stage name {name!r}: use letters, digits, - and _")
-        if len({*trained, *self.models}) != len(trained) + len(self.models):
-            raise ValueError("stage names, model names and M0 must all differ")
+        for name in self.models:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"models: name {name!r}: use letters, digits, ., - and _")
+        if len({*trained, *self.models, *RESERVED}) != len(trained) + len(self.models) + len(RESERVED):
+            raise ValueError(f"stage names, model names, M0, {' and '.join(RESERVED)} must all differ")
         _known(self.sft.init, list(self.models), "sft.init")
         for k, stage in enumerate(self.stages):
             known = [*self.models, *trained[: k + 1]]

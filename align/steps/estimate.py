@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.builtin_models import builtin_folder
 from align.core.artifact import Manifest
 from align.recipe.schema import BASE_MODEL, Recipe
-from align.steps.table import Planned, engine_kind, model_path, splits
+from align.steps.table import Planned, engine_kind, missing_builtins, model_path, splits
 
 # Parameters x tokens per second on two cores, by kind of work.
 RATES = {"engine": 300 * 135e6, "train": 380 * 135e6, "score": 1000 * 135e6}
@@ -143,9 +142,8 @@ def print_plan(recipe: Recipe, run_dir: Path, plan: Sequence[Planned], say: Call
     guess = estimates(recipe, plan)
     gpu = _has_gpu()
     say(f"recipe {recipe.name}: valid. engine {engine_kind(recipe)}, results in {run_dir}")
-    waiting = [s.builtin for s in recipe.models.values() if s.builtin and not builtin_folder(s.builtin).is_dir()]
-    if waiting:
-        say(f"built-in models that `align run` builds first: {', '.join(map(str, waiting))}")
+    if waiting := missing_builtins(recipe):
+        say(f"built-in models that `align run` builds first: {', '.join(waiting)}")
     say(f"{'step':28} {'state':10} {'rows':>8} {'tokens':>9} {'memory':>8} {'time':>8}")
     total, opened = 0.0, set()
     for planned in plan:

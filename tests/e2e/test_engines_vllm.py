@@ -1,7 +1,7 @@
 """The vLLM engine in process, and the OpenAI engine against a real `vllm serve`: the same contract for both.
 
-The model's folder is $ALIGN_TEST_SMOLLM2 (SmolLM2-135M-Instruct as safetensors). vLLM runs in child processes, since it
-binds threads and takes memory for as long as its process lives.
+The model is the embedded SmolLM2-135M-Instruct (tests/conftest.py). vLLM runs in child processes, since it binds threads
+and takes memory for as long as its process lives.
 """
 
 from __future__ import annotations
@@ -60,14 +60,6 @@ info = engine.info
 engine.close()
 Path(answered).write_bytes(pickle.dumps((batches, left, info)))
 """
-
-
-@pytest.fixture(scope="module")
-def smollm2_path() -> Path:
-    folder = Path(os.environ.get("ALIGN_TEST_SMOLLM2", ""))
-    if not (folder / "config.json").is_file():
-        pytest.skip("ALIGN_TEST_SMOLLM2 names no model folder")
-    return folder.resolve()
 
 
 @pytest.fixture(scope="module")

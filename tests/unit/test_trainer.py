@@ -110,7 +110,7 @@ class Gradients(TrainerCallback):
 
 @pytest.mark.parametrize("loss", ["nll", "dpo", "simpo"])
 def test_micro_batches_do_not_change_gradients(loss: str, base: Path, tmp_path: Path) -> None:
-    """8x1, 4x2 and 1x8 agree on every step of two epochs of 13 examples, whose second step has 5: fours and ones cut it unevenly."""
+    """8x1, 4x2 and 1x8 agree on every step of two epochs of 13 examples, whose second step has 5 (4 + 1)."""
     examples = make_dialogues(13) if loss == "nll" else make_pairs(13)
     assert len({len(e.completions[0]) for e in examples}) > 4
     reference = {e.id: (-40.0 - i, -45.0 + i) for i, e in enumerate(examples)} if loss == "dpo" else None
