@@ -14,8 +14,6 @@ from align.engines.protocol import Answered, Engine, Sampling
 from data_gen.evolve import is_refusal
 from data_gen.prompts import render
 
-PASSAGE_CHARS = 160
-
 
 def answer_messages(instruction: Instruction, fact: str | None) -> list[dict[str, str]]:
     """What the answering model sees: the dialogue, with the knowledge unit in its last turn where `fact` is given."""
@@ -44,8 +42,9 @@ def ask_for_answers(
     return complete(engine, chat, asks, sampling, run_seed=run_seed, purpose="answer", journal=journal, label="respond")
 
 
-def passage_from(document: str, statement: str) -> str:
-    """The document's own words as an answer: the sentence of the statement and the next ones, up to PASSAGE_CHARS.
+def passage_from(document: str, statement: str, max_chars: int) -> str:
+    """The document's own words as an answer: the sentence of the statement and the next ones, up to
+    `max_chars`; the first is kept whole even where it is longer.
 
     This is the answer side of instruction back-translation (Humpback, arXiv 2308.06259): text first, prompt second.
     """
@@ -53,7 +52,7 @@ def passage_from(document: str, statement: str) -> str:
     start = next((i for i, s in enumerate(all_sentences) if s == statement), 0)
     kept: list[str] = []
     for sentence in all_sentences[start:]:
-        if kept and sum(map(len, kept)) + len(sentence) > PASSAGE_CHARS:
+        if kept and sum(map(len, kept)) + len(sentence) > max_chars:
             break
         kept.append(sentence)
     return " ".join(kept)

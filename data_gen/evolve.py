@@ -15,7 +15,7 @@ from align.core.language import content_units, detect, words
 from align.core.rows import Instruction, Reject
 from align.engines.complete import Ask, complete
 from align.engines.protocol import Answered, Engine, Sampling
-from data_gen.instruct import clean_instruction, difficulty
+from data_gen.instruct import clean_instruction, difficulty, is_statement
 from data_gen.prompts import render
 
 _PROMPT_WORDING = re.compile(
@@ -25,10 +25,20 @@ _REFUSAL = re.compile(
     r"\b(sorry|as an ai|i cannot|i can't|i'm unable)\b|죄송(합|하지만)|(답변|대답|도움|도와)[^.]{0,8} 수 없", re.IGNORECASE
 )
 
+# Bigrams of Korean question words and endings: two questions share them whatever they ask about.
+_ASKING = frozenset([
+    "왜", "나요", "가요", "까요", "인가", "런가", "은가", "는가", "일까", "무엇", "엇인", "엇을", "어떤", "어떻", "떻게",
+    "어느", "그런", "해주", "주세", "세요", "하세", "하나", "되나", "있나",
+])  # fmt: skip
+
+
+def _content(text: str, lang: str) -> set[str]:
+    return content_units(text, lang) - _ASKING if lang == "ko" else content_units(text, lang)
+
 
 def no_information_gain(parent: str, child: str, lang: str) -> bool:
     """The child says nothing that the parent did not: no new content unit."""
-    return not content_units(child, lang) - content_units(parent, lang)
+    return not _content(child, lang) - _content(parent, lang)
 
 
 def copies_prompt_wording(child: str) -> bool:
@@ -43,7 +53,7 @@ def is_refusal(child: str) -> bool:
 
 def only_punctuation_or_stop_words(child: str, lang: str) -> bool:
     """Nothing but function words."""
-    return not content_units(child, lang)
+    return not _content(child, lang)
 
 
 def switches_language(child: str, lang: str) -> bool:
@@ -53,7 +63,7 @@ def switches_language(child: str, lang: str) -> bool:
 
 def loses_subject(parent: str, child: str, lang: str) -> bool:
     """An in-depth child shares no content with its parent."""
-    return not content_units(child, lang) & content_units(parent, lang)
+    return not _content(child, lang) & _content(parent, lang)
 
 
 def blows_up(parent: str, child: str) -> bool:
@@ -61,15 +71,15 @@ def blows_up(parent: str, child: str) -> bool:
     return len(words(child)) > 3 * len(words(parent)) + 20
 
 
-def is_statement(child: str, lang: str) -> bool:
-    """The model answered or explained instead of asking."""
-    if lang == "ko":
-        return child.rstrip().endswith("다.")
-    asks = "?" in child or re.match(
-        r"(explain|list|describe|compare|name|give|write|tell|show|how|what|why|which|if|summarize|discuss|i |suppose)\b",
-        child.strip(), re.IGNORECASE,
-    )  # fmt: skip
-    return not asks
+def copies_example(child: str, operator: str, lang: str, size: int = 5) -> bool:
+    """The child repeats `size` words in a row of a worked example in its prompt."""
+
+    def grams(text: str) -> set[tuple[str, ...]]:
+        w = words(text)
+        return {tuple(w[i : i + size]) for i in range(len(w) - size + 1)}
+
+    examples = [m["content"] for m in render(f"evolve-{operator}", lang, instruction="") if m["role"] == "assistant"]
+    return any(grams(child) & grams(example) for example in examples)
 
 
 def elimination_reason(parent: str, child: str, operator: str, lang: str) -> str:
@@ -82,6 +92,8 @@ def elimination_reason(parent: str, child: str, operator: str, lang: str) -> str
         return "refusal"
     if copies_prompt_wording(child):
         return "copied_prompt_wording"
+    if copies_example(child, operator, lang):
+        return "copied_example"
     if no_information_gain(parent, child, lang):
         return "no_information_gain"
     if operator != "breadth" and loses_subject(parent, child, lang):

@@ -18,7 +18,8 @@ from data_gen.taxonomy import Node
 MAX_WORDS = 60
 # An instruction that points at a text nobody sees cannot be answered.
 _POINTS_AT_SOURCE = re.compile(
-    r"\b(this|the|that|these|those) (fact|facts|text|passage|statement|sentence)\b|주어진 (사실|글|문장)|이 (글|사실)[은이을에]",
+    r"\b(this|the|that|these|those) (fact|facts|text|passage|statement|sentence)\b"
+    r"|주어진 (사실|글|문장)|이 (글|사실)[은이을에]",
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"^\s*(question|request|instruction|fact|질문|요청|사실)\s*:\s*", re.IGNORECASE)
@@ -89,6 +90,17 @@ def clean_instruction(text: str) -> str:
     return _LABEL.sub("", line).strip().strip('"“”').strip()
 
 
+def is_statement(child: str, lang: str) -> bool:
+    """The model answered or explained instead of asking."""
+    if lang == "ko":
+        return child.rstrip().endswith("다.")
+    asks = "?" in child or re.match(
+        r"(explain|list|describe|compare|name|give|write|tell|show|how|what|why|which|if|summarize|discuss|i |suppose)\b",
+        child.strip(), re.IGNORECASE,
+    )  # fmt: skip
+    return not asks
+
+
 def instruction_fault(text: str, fact: str, lang: str) -> str:
     """Why a generated instruction cannot be used, or an empty text."""
     if len(words(text)) < (3 if lang == "en" else 2):
@@ -97,6 +109,8 @@ def instruction_fault(text: str, fact: str, lang: str) -> str:
         return "too_long"
     if detect(text) != lang:
         return "off_language"
+    if is_statement(text, lang):
+        return "not_a_request"
     if _POINTS_AT_SOURCE.search(text):
         return "refers_to_source"
     if text.rstrip(".") in fact:

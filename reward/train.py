@@ -130,6 +130,8 @@ def _run(
         output_dir=str(checkpoint_dir),
         num_train_epochs=epochs,
         per_device_train_batch_size=batch_size,
+        train_sampling_strategy="group_by_length",  # batches pad little: languages differ by a factor of four in tokens
+        remove_unused_columns=False,  # keeps `length`
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(0.05 * total),
@@ -150,7 +152,10 @@ def _run(
         push_to_hub=False,
         disable_tqdm=True,
     )
-    rows = [{"chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in train]
+    rows = [
+        {"chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids, "length": max(len(p.chosen_ids), len(p.rejected_ids))}
+        for p in train
+    ]
     trainer = RewardTrainer(
         model=model,
         args=config,

@@ -151,6 +151,9 @@ def _explain(error: Any, lines: dict[Loc, int], path: Path) -> str:
     # pydantic puts the chosen branch of a union (dpo, simpo) into the location; the file has no such key.
     loc = tuple(part for i, part in enumerate(loc) if not (part in ("dpo", "simpo") and i and loc[i - 1] == "train"))
     message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"].startswith("union_tag"):
+        loc = (*loc, "loss")
+        message = f"Input should be {' or '.join(error['ctx'].get('expected_tags', 'dpo, simpo').split(', '))}"
     if not loc and (named := re.match(r"([a-z_]+(?:\.\w+)*): ", message)):
         # A check across sections names the place itself.
         loc = tuple(int(p) if p.isdigit() else p for p in named[1].split("."))

@@ -136,7 +136,7 @@ class TaxonomySpec(Strict):
 class InstructionsSpec(Strict):
     """Instructions asked of each knowledge unit."""
 
-    per_unit: Count = 2
+    per_unit: dict[Language, Count] = Field({"en": 2, "ko": 2}, description="By language.")
     writer: dict[Language, Literal["model", "template"]] = Field(
         {"en": "model", "ko": "model"},
         description="template: fixed wording around the topic's key term, for languages the base model cannot write.",
@@ -179,6 +179,7 @@ class AnswersSpec(Strict):
         {"en": "model", "ko": "model"},
         description="document: the source passage itself, for languages the base model cannot write.",
     )
+    passage_chars: Count = Field(300, description="Characters of a passage where writer is document.")
     grounded: bool = Field(True, description="Show the model the knowledge unit while it answers.")
     candidates: Count = Field(1, description="Answers sampled per instruction; the first that passes the checks is kept.")
     max_repetition: Share = Field(0.3, description="Highest allowed share of repeated word 4-grams in an answer.")
@@ -362,22 +363,21 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _names(self) -> Recipe:
-        for where, writers in (
+        by_language: tuple[tuple[str, dict[Language, Any]], ...] = (
             ("taxonomy.extraction", self.taxonomy.extraction),
             ("instructions.writer", self.instructions.writer),
+            ("instructions.per_unit", self.instructions.per_unit),
             ("answers.writer", self.answers.writer),
-        ):
-            if missing := [lang for lang in self.corpus.languages if lang not in writers]:
+        )
+        for where, given in by_language:
+            if missing := [lang for lang in self.corpus.languages if lang not in given]:
                 raise ValueError(f"{where}: say how for language {', '.join(missing)} too")
         if BASE_MODEL not in self.models:
             raise ValueError(f"models needs an entry named {BASE_MODEL}: the model that SFT starts from")
         trained = [SFT_MODEL, *(stage.name for stage in self.stages)]
-        for name in trained[1:]:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-                raise ValueError(f"stage name {name!r}: use letters, digits, - and _")
-        for name in self.models:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                raise ValueError(f"models: name {name!r}: use letters, digits, ., - and _")
+        for name in (*self.models, *trained[1:]):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # it becomes a folder
+                raise ValueError(f"model or stage name {name!r}: use letters, digits, ., - and _")
         if len({*trained, *self.models, *RESERVED}) != len(trained) + len(self.models) + len(RESERVED):
             raise ValueError(f"stage names, model names, M0, {' and '.join(RESERVED)} must all differ")
         _known(self.sft.init, list(self.models), "sft.init")

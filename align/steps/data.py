@@ -91,7 +91,7 @@ def run_instruct(ctx: Context) -> None:
     wanted = [
         (unit, task_type)
         for unit in ctx.rows("taxonomy", Knowledge)
-        for task_type in instruct.task_types_of(unit, spec.task_types, spec.per_unit, ctx.seed)
+        for task_type in instruct.task_types_of(unit, spec.task_types, spec.per_unit[unit.lang], ctx.seed)
     ]
     engine = chat = None
     for shard in ctx.out.pending(len(wanted)):
@@ -203,7 +203,7 @@ def run_respond(ctx: Context) -> None:
         taken = [i for i in part if spec.writer[i.lang] == "document"]
         for instruction in taken:
             unit = units[instruction.knowledge_id]
-            passage = answers.passage_from(documents[unit.document_id], unit.statement)
+            passage = answers.passage_from(documents[unit.document_id], unit.statement, spec.passage_chars)
             rows.append(answers.document_response(instruction, passage))
         ctx.out.write_shard(shard.index, rows, rejects, asked=len(asked) * spec.candidates + len(taken))
     ctx.finish(**engine_metrics(engine))

@@ -62,7 +62,7 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
     corpus = next(p.step for p in plan if p.step.name == "corpus")
     documents = min(_lines(corpus.files), recipe.corpus.limit or 10**12)
     units = documents * recipe.taxonomy.units_per_document
-    instructions = units * KEPT["taxonomy"] * recipe.instructions.per_unit
+    instructions = units * KEPT["taxonomy"] * sum(recipe.instructions.per_unit.values()) / len(recipe.instructions.per_unit)
     pool = instructions * KEPT["instruct"] * (1 + recipe.evolution.share * KEPT["evolve"]) ** recipe.evolution.rounds
     share = splits(recipe)
     sft = pool * share["sft"] * KEPT["sft.data"]

@@ -33,17 +33,29 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 class EpochOrder(Sampler[int]):
-    """A permutation of the examples drawn from (seed, epoch) alone, so that a resumed epoch has the order it had."""
+    """A permutation of the examples drawn from (seed, epoch) alone, so that a resumed epoch has the order it had.
 
-    def __init__(self, num_examples: int, seed: int, epoch: Callable[[], int]) -> None:
-        self._num_examples, self._seed, self._epoch = num_examples, seed, epoch
+    Within an optimizer step the examples are sorted by length: its micro-batches then pad little, and since the step's loss
+    is a sum over all of them, the update is the same.
+
+    Args:
+        lengths: tokens of each example.
+        step_size: examples of an optimizer step.
+        seed: of the run.
+        epoch: says which epoch begins.
+    """
+
+    def __init__(self, lengths: Sequence[int], step_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        self._lengths, self._step_size, self._seed, self._epoch = lengths, step_size, seed, epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", self._epoch()))
-        return iter(torch.randperm(self._num_examples, generator=generator).tolist())
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        for start in range(0, len(order), self._step_size):
+            yield from sorted(order[start : start + self._step_size], key=lambda i: (self._lengths[i], i))
 
     def __len__(self) -> int:
-        return self._num_examples
+        return len(self._lengths)
 
 
 def collate(
@@ -124,7 +136,14 @@ class AlignTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         steps = math.ceil(len(self.train_dataset) / self.args.train_batch_size / self.args.world_size)
         updates = math.ceil(steps / self.args.gradient_accumulation_steps)
-        return EpochOrder(len(self.train_dataset), self.args.seed, lambda: self.state.global_step // updates)
+        lengths = [len(e.prompt_ids) + max(map(len, e.completions)) for e in self.train_dataset]
+        at_once = self.args.train_batch_size * self.args.world_size
+        return EpochOrder(
+            lengths,
+            at_once * self.args.gradient_accumulation_steps,
+            self.args.seed,
+            lambda: self.state.global_step // updates,
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -27,9 +27,9 @@ def test_canonical_json_refuses_what_json_lacks(value: float) -> None:
 
 
 def test_ids_are_pinned_and_tell_parts_apart() -> None:
-    # A changed id would orphan every run folder that exists.
-    assert content_id("document", "꿀") == "3c64a7c9be4d8ac9"
-    assert fingerprint(["x", 1]) == "79da1bc2b3fc2ca3dad98d2df1af2a5e"
+    # `printf '["document","꿀"]' | sha256sum`. A changed id would orphan every run folder that exists.
+    assert content_id("document", "꿀") == "a2cf537bca294a11"
+    assert fingerprint(["x", 1]) == "59402b0471b497c05ad760c869c511f9"
     assert content_id("a", "bc") != content_id("ab", "c") != content_id("abc")
     assert content_id("1") != content_id(1)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from align.core.language import content_units, detect, repetition, script_shares, sentences, words
-from tests.conftest import ROOT
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,8 @@ def test_sentences() -> None:
 
 def test_words_and_content_units() -> None:
     assert words("Bees' honey isn't_bad, 꿀은!") == ["bees", "honey", "isn't", "bad", "꿀은"]
-    assert content_units("The bees make the honey", "en") == content_units("A bee makes honeys", "en") == {"bee", "make", "honey"}
+    assert content_units("The bees make the honey", "en") == {"bee", "make", "honey"}
+    assert content_units("A bee makes honeys", "en") == {"bee", "make", "honey"}
     assert content_units("which of the", "en") == set()
     # Particles are glued to nouns, so words differ where their first bigrams agree.
     assert "세균" in content_units("세균은", "ko") & content_units("세균이", "ko")

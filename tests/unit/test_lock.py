@@ -29,7 +29,8 @@ def test_a_second_run_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
     )
     assert child.stdout is not None
     assert child.stdout.readline().strip() == "held"
-    with pytest.raises(UserError, match=rf"another run \(process {child.pid}\).*--run-dir"), run_lock(tmp_path, patience_s=0):
+    expected = rf"another run \(process {child.pid}\).*--run-dir"
+    with pytest.raises(UserError, match=expected), run_lock(tmp_path, patience_s=0):
         pass
     child.kill()
     child.wait()

@@ -16,12 +16,12 @@ def test_plain_lines_come_by_themselves_with_rate_and_time_left(capsys: pytest.C
         time.sleep(0.55)  # one long call: nothing is advanced, lines come all the same
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "  sample M0: 0/40 responses"
-    assert 4 <= len(lines[1:-1]) <= 6
+    assert 3 <= len(lines[1:-1]) <= 6
     for line in lines[1:-1]:
         found = re.fullmatch(r"  sample M0: 10/40 responses, ([\d.e+]+)/s, 0:(\d\d) left, loss 0.69", line)
         assert found, line
     # 10 in about 0.5 s: 20 a second, and 30 more take about 1.5 s.
-    assert found is not None and 12 < float(found[1]) < 30 and int(found[2]) in (1, 2)
+    assert found is not None and 8 < float(found[1]) < 40 and int(found[2]) in (1, 2, 3)
     assert re.fullmatch(r"  sample M0: 10/40 responses, [\d.]+/s, 0:0[01], loss 0.69", lines[-1])
 
 

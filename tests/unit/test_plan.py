@@ -1,0 +1,315 @@
+"""The table of steps: order, and that a changed value makes exactly the steps that depend on it run again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from align.core.artifact import Artifact, StepFolder
+from align.core.errors import UserError
+from align.core.hashing import FileHashes
+from align.core.rows import Document
+from align.recipe.load import load_recipe
+from align.runner import Run, _next_group, command_of
+from align.steps.estimate import estimates, print_plan
+from align.steps.table import Planned, build_steps, plan_steps
+
+TEXT = """\
+name: mine
+models:
+  base: {path: models/base}
+engine: {kind: transformers}
+corpus: {paths: [data/*.jsonl]}
+taxonomy: {path: tree.yaml}
+reward_models:
+  selector: {path: models/judge}
+  validator: {train: {backbone: {path: models/backbone}}}
+stages:
+  - name: M1
+    init: M0
+    reference: M0
+    sample: {models: [M0, base], n: 4, temperature: 1.0}
+    train: {loss: dpo, beta: 0.1}
+  - name: M2
+    init: M1
+    sample: {models: [M1, M0], n: 4}
+    train: {loss: simpo}
+evaluation:
+  models: [base, M0, M1, M2]
+"""
+
+
+@dataclass
+class Project:
+    """A folder with a recipe, its files, and a run in which every step stands."""
+
+    folder: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "runs" / "mine"
+
+    def plan(self, *overrides: str) -> list[Planned]:
+        recipe = load_recipe(self.folder / "recipe.yaml", overrides)
+        return plan_steps(build_steps(recipe), self.run_dir, FileHashes(self.folder / ".hashes.json"))
+
+    def stale(self, *overrides: str) -> set[str]:
+        return {p.step.name for p in self.plan(*overrides) if not p.done}
+
+    def make(self, name: str, content: str = "") -> None:
+        """Leave the artifact that a step would leave; documents stand in for every row type."""
+        planned = next(p for p in self.plan() if p.step.name == name)
+        assert planned.fingerprint is not None
+        out = StepFolder(
+            self.run_dir / planned.step.folder, step=name, fingerprint=planned.fingerprint, inputs=planned.input_digests,
+            row_type=Document, seed=17,
+        )  # fmt: skip
+        out.write_all([Document(id="d", text=name + content, lang="en", source="", license="")], [], asked=1)
+        out.finish()
+
+
+def model(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors", "README.md"):
+        (folder / name).write_text(f"{folder.name} {name}")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    project = Project(tmp_path_factory.mktemp("project"))
+    (project.folder / "recipe.yaml").write_text(TEXT)
+    (project.folder / "data").mkdir()
+    (project.folder / "data" / "a.jsonl").write_text('{"text": "honey"}\n')
+    (project.folder / "tree.yaml").write_text("levels: [topic]\n")
+    for name in ("base", "judge", "backbone"):
+        model(project.folder / "models" / name)
+    for planned in project.plan():
+        project.make(planned.step.name)
+    return project.folder
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Project:
+    shutil.copytree(finished, tmp_path / "copy")
+    return Project(tmp_path / "copy")
+
+
+def test_steps_come_after_their_inputs_and_have_places_of_their_own() -> None:
+    recipes = Path(__file__).parents[2] / "recipes"
+    for path in sorted(recipes.glob("*.yaml")):
+        steps = build_steps(load_recipe(path))
+        names = [s.name for s in steps]
+        assert len(set(names)) == len({s.folder for s in steps}) == len(steps) > 20
+        for i, step in enumerate(steps):
+            assert set(step.inputs) <= set(names[:i]), step.name
+            assert not any(other.folder.startswith(step.folder + "/") for other in steps), step.folder
+        assert set(steps[-1].inputs) | {"report"} == set(names), "the report waits for everything"
+        assert json.dumps([s.config for s in steps], allow_nan=False)
+
+
+def test_verbs_are_the_commands() -> None:
+    from align.cli import STAGE_VERBS, STEP_VERBS
+
+    steps = build_steps(load_recipe(Path(__file__).parents[2] / "recipes" / "proxy.yaml"))
+    assert {s.verb for s in steps} == set(STEP_VERBS)
+    assert all((s.verb in STAGE_VERBS) == (s.stage > 0) for s in steps)
+
+
+def test_a_copied_project_stands_where_it_is(project: Project) -> None:
+    assert project.stale() == set()
+    moved = project.folder.with_name("renamed")
+    project.folder.rename(moved)
+    assert Project(moved).stale() == set()
+
+
+DATA = {"taxonomy", "instruct", "evolve", "respond", "sft.data"}
+AFTER_M0 = {"stage1.sample.M0", "stage2.sample.M0", "eval.sample.M0"}
+END = {"eval.score.selector", "eval.score.validator", "eval", "report"}
+STAGE1_JUDGED = {"stage1.score.selector", "stage1.score.validator", "stage1.pair", "stage1.train"}
+STAGE2_JUDGED = {"stage2.score.selector", "stage2.score.validator", "stage2.pair", "stage2.train"}
+AFTER_M1 = {"stage2.sample.M1", "eval.sample.M1", *STAGE2_JUDGED, "eval.sample.M2", *END}
+FROM_SFT = {"sft", "reward.data", "reward.validator", *AFTER_M0, *STAGE1_JUDGED, *AFTER_M1}
+BASE_SAMPLES = {"stage1.sample.base", "eval.sample.base"}
+EVERYTHING = {"corpus", *DATA, *FROM_SFT, *BASE_SAMPLES}
+
+
+def test_the_sets_above_are_the_whole_table(project: Project) -> None:
+    assert {p.step.name for p in project.plan()} == EVERYTHING
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("stages.0.sample.temperature=0.9", {"stage1.sample.M0", "stage1.sample.base", *STAGE1_JUDGED, *AFTER_M1}),
+        ("stages.0.sample.models=[M0]", {*STAGE1_JUDGED, *AFTER_M1}),
+        ("stages.0.pair.threshold=0.5", {"stage1.pair", "stage1.train", *AFTER_M1}),
+        ("stages.0.train.beta=0.2", {"stage1.train", *AFTER_M1}),
+        ("stages.1.train.beta=2.0", {"stage2.train", "eval.sample.M2", *END}),
+        ("stages.1.train.gamma=0.5", {"stage2.train", "eval.sample.M2", *END}),
+        ("stages.1.init=M0", {"stage2.train", "eval.sample.M2", *END}),
+        ("stages.1.sample.n=5", {"stage2.sample.M1", "stage2.sample.M0", *STAGE2_JUDGED, "eval.sample.M2", *END}),
+        ("evaluation.models=[M0, M1, M2]", END),
+        ("evaluation.baseline=M1", {"eval", "report"}),
+        ("evaluation.temperature=0.1", {"eval.sample.base", "eval.sample.M0", "eval.sample.M1", "eval.sample.M2", *END}),
+        ("reward_models.selector.max_length=400", {"stage1.score.selector", "stage1.pair", "stage1.train", *AFTER_M1}),
+        (
+            "reward_models.validator.train.epochs=3",
+            {"reward.validator", *(STAGE1_JUDGED - {"stage1.score.selector"}), *AFTER_M1},
+        ),
+        ("sft.learning_rate=1.0e-6", FROM_SFT - {"reward.data", "reward.validator"}),
+        ("answers.max_repetition=0.2", FROM_SFT | {"sft.data"}),
+        ("answers.candidates=2", FROM_SFT | {"sft.data", "respond"}),
+        ("evolution.share=0.1", EVERYTHING - {"corpus", "taxonomy", "instruct"}),
+        ("splits={sft: 0.6, stages: 0.3, heldout: 0.1}", EVERYTHING - {"corpus", "taxonomy"}),
+        ("taxonomy.units_per_document=3", EVERYTHING - {"corpus"}),
+        ("corpus.min_chars=81", EVERYTHING),
+        ("seed=18", EVERYTHING),
+        ("engine.dtype=float32", EVERYTHING - {"corpus"}),
+        ("name=yours", {"report"}),
+        # None of these changes a result.
+        ("sft.micro_batch=1", set()),
+        ("stages.0.train.micro_batch=1", set()),
+        ("stages.1.train.gradient_checkpointing=true", set()),
+        ("engine.max_num_seqs=1", set()),
+        ("engine.gpu_memory_utilization=0.5", set()),
+    ],
+)
+def test_a_changed_value_makes_exactly_its_dependents_stale(project: Project, override: str, expected: set[str]) -> None:
+    assert project.stale(override) == expected
+
+
+def change(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (change("data/a.jsonl", '{"text": "honez"}\n'), EVERYTHING),
+        (change("data/b.jsonl", "{}\n"), EVERYTHING),
+        (change("tree.yaml", "levels: [thema]\n"), EVERYTHING - {"corpus"}),
+        (change("models/base/chat_template.jinja", "other"), EVERYTHING - {"corpus"}),
+        (change("models/base/model.safetensors", "other"), EVERYTHING - {"corpus"}),
+        (change("models/base/README.md", "other"), set()),
+        (change("models/judge/model.safetensors", "other"),
+         {"stage1.score.selector", "stage1.pair", "stage1.train", *AFTER_M1}),
+        (change("models/backbone/config.json", "other"),
+         {"reward.validator", "stage1.score.validator", "stage1.pair", "stage1.train", *AFTER_M1}),
+        (lambda folder: (folder / "data/a.jsonl").rename(folder / "data/z.jsonl") and None, set()),
+    ],
+    ids=["corpus byte", "corpus file", "tree", "template", "weights", "readme", "judge", "backbone", "file name"],
+)  # fmt: skip
+def test_a_changed_file_makes_exactly_its_dependents_stale(
+    project: Project, edit: Callable[[Path], None], expected: set[str]
+) -> None:
+    edit(project.folder)
+    assert project.stale() == expected
+
+
+def test_an_input_made_anew_with_other_content_makes_its_readers_stale(project: Project) -> None:
+    folder = project.run_dir / "stage1" / "pair"
+    shutil.rmtree(folder)
+    assert project.stale() == {"stage1.pair", "stage1.train", *AFTER_M1}
+    project.make("stage1.pair")
+    assert project.stale() == set(), "the same content again: nothing after it is repeated"
+    shutil.rmtree(folder)
+    project.make("stage1.pair", "other content")
+    assert project.stale() == {"stage1.train", *AFTER_M1}
+
+
+def test_a_begun_step_is_known_from_a_stale_one(project: Project) -> None:
+    folder = project.run_dir / "eval" / "result"
+    manifest = Artifact(folder).manifest
+    shutil.rmtree(folder)
+    StepFolder(folder, step="eval", fingerprint=manifest.fingerprint, inputs={}, row_type=Document, seed=17)
+    states = {p.step.name: (p.done, p.started) for p in project.plan()}
+    assert states["eval"] == (False, True) and states["report"] == (False, False)
+    assert {p.step.name: p.started for p in project.plan("evaluation.baseline=M1")}["eval"] is False
+
+
+@pytest.mark.parametrize("name", ["models/base", "models/judge", "models/backbone"])
+def test_a_missing_model_folder_is_named(project: Project, name: str) -> None:
+    (project.folder / name / "config.json").unlink()
+    with pytest.raises(UserError, match=rf"{name}: no model there \(config.json is missing\)"):
+        project.plan()
+
+
+def test_missing_files_are_named(project: Project) -> None:
+    (project.folder / "tree.yaml").unlink()
+    with pytest.raises(UserError, match=r"tree\.yaml: no such file"):
+        project.plan()
+    (project.folder / "data" / "a.jsonl").unlink()
+    with pytest.raises(UserError, match=r"corpus\.paths: .*\.jsonl names no file"):
+        project.plan()
+
+
+def test_a_step_with_missing_inputs_names_the_commands(project: Project) -> None:
+    shutil.rmtree(project.run_dir / "stage1" / "score")
+    with pytest.raises(UserError, match=r"stage1\.train needs stage1\.pair first: run `align pair --stage 1`"):
+        _next_group(project.plan(), ["stage1.train"])
+    with pytest.raises(
+        UserError, match=r"needs stage1\.score\.selector, stage1\.score\.validator first: run `align score --stage 1` "
+    ):
+        _next_group(project.plan(), ["stage1.pair"])
+    assert [p.step.name for p in _next_group(project.plan(), None)] == ["stage1.score.selector", "stage1.score.validator"]
+
+
+def test_groups_share_a_process_and_cover_every_step_once(project: Project) -> None:
+    shutil.rmtree(project.run_dir)
+    done: list[str] = []
+    groups: list[list[str]] = []
+    while group := _next_group(project.plan(), None):
+        assert len({p.step.process for p in group}) == 1
+        assert len(group) == 1 or group[0].step.process
+        for planned in group:
+            assert set(planned.step.inputs) <= set(done), planned.step.name
+            project.make(planned.step.name)
+            done.append(planned.step.name)
+        groups.append([p.step.name for p in group])
+    assert sorted(done) == sorted(EVERYTHING)
+    base = next(g for g in groups if "taxonomy" in g)
+    assert "instruct" in base and "evolve" in base, "one start of the base model's engine writes the data"
+
+
+def test_commands_of_steps(project: Project) -> None:
+    steps = {p.step.name: p.step for p in project.plan()}
+    assert command_of(steps["sft.data"]) == "`align respond`"
+    assert command_of(steps["stage2.train"]) == "`align simpo --stage 2`"
+
+
+def test_the_plan_is_printed_with_an_estimate_for_what_is_left(project: Project) -> None:
+    (project.folder / "models/base/config.json").write_text('{"vocab_size": 1000}')
+    for name in ("base", "judge", "backbone"):  # 8 bytes of length, a header with one tensor of 200 parameters
+        header = json.dumps({"w": {"dtype": "F32", "shape": [10, 20], "data_offsets": [0, 800]}}).encode()
+        (project.folder / f"models/{name}/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    recipe = load_recipe(project.folder / "recipe.yaml")
+    lines: list[str] = []
+    print_plan(recipe, project.run_dir, project.plan(), lines.append)
+    rows = {line.split()[0]: line for line in lines[2:-1]}
+    assert set(rows) == EVERYTHING
+    assert " cached " in rows["corpus"] and all(" to run " in rows[name] for name in EVERYTHING - {"corpus"})
+    assert re.match(rf"{len(EVERYTHING) - 1} of {len(EVERYTHING)} steps to run: .*peak memory about \d+\.\d GiB", lines[-1])
+    guess = estimates(recipe, project.plan())
+    assert all(g.rows >= 0 and g.seconds >= 0 and g.memory_gib >= 0 for g in guess.values())
+    more = estimates(load_recipe(project.folder / "recipe.yaml", ["stages.0.sample.n=8"]), project.plan())
+    assert more["stage1.sample.M0"].rows == 2 * guess["stage1.sample.M0"].rows
+    assert more["stage1.score.selector"].seconds > guess["stage1.score.selector"].seconds
+
+
+def test_a_finished_run_has_nothing_to_do(project: Project) -> None:
+    lines: list[str] = []
+    recipe = load_recipe(project.folder / "recipe.yaml")
+    for name in ("base", "judge", "backbone"):
+        (project.folder / f"models/{name}/model.safetensors").unlink()
+    (project.folder / "models/base/config.json").write_text("{}")
+    shutil.rmtree(project.run_dir)
+    for planned in project.plan():
+        project.make(planned.step.name)
+    print_plan(recipe, project.run_dir, Run(recipe, project.run_dir).plan(), lines.append)
+    assert lines[-1] == "nothing to do"
