@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ from typing import Any
 
 from align.core.chat import ChatError
 from align.core.errors import StepError, UserError
+from align.core.hashing import derive_seed
 from align.core.rows import RewardPair
 from reward.model import PRECISIONS, Encoder, RewardModel, keep_head_exact, score_head
 
 CENTERING = 0.01
+GROUP = 8
 OnStep = Callable[[int, int, float], None]
 
 
@@ -106,6 +109,30 @@ def _progress_callback(on_step: OnStep | None) -> Any:
     return ReportStep()
 
 
+def training_order(lengths: Sequence[int], batch_size: int, epochs: int, seed: int) -> list[int]:
+    """Indices of the pairs in the order of training, all epochs one after another.
+
+    Each epoch is a new permutation in which every `GROUP` batches in a row are sorted by length and then shuffled as
+    batches: they pad little (a Korean answer can have four times the tokens of an English one), and the order depends on
+    nothing but these arguments, so that a resumed run goes on exactly.
+
+    Args:
+        lengths: tokens of each pair's longer side.
+    """
+    order: list[int] = []
+    for epoch in range(epochs):
+        rng = random.Random(derive_seed(seed, "reward-order", epoch))
+        indices = list(range(len(lengths)))
+        rng.shuffle(indices)
+        for start in range(0, len(indices), batch_size * GROUP):
+            group = sorted(indices[start : start + batch_size * GROUP], key=lambda i: (lengths[i], i))
+            batches = [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+            tail = [batches.pop()] if len(batches[-1]) < batch_size else []
+            rng.shuffle(batches)
+            order += [i for batch in batches + tail for i in batch]
+    return order
+
+
 def _run(
     model: Any,
     encoder: Encoder,
@@ -125,13 +152,12 @@ def _run(
     from transformers import PrinterCallback
     from trl import RewardConfig, RewardTrainer
 
-    total = math.ceil(len(train) / batch_size) * epochs
+    total = math.ceil(len(train) * epochs / batch_size)
     config = RewardConfig(
         output_dir=str(checkpoint_dir),
-        num_train_epochs=epochs,
+        num_train_epochs=1,  # the rows hold every epoch
         per_device_train_batch_size=batch_size,
-        train_sampling_strategy="group_by_length",  # batches pad little: languages differ by a factor of four in tokens
-        remove_unused_columns=False,  # keeps `length`
+        train_sampling_strategy="sequential",  # `training_order` has shuffled
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(0.05 * total),
@@ -152,10 +178,9 @@ def _run(
         push_to_hub=False,
         disable_tqdm=True,
     )
-    rows = [
-        {"chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids, "length": max(len(p.chosen_ids), len(p.rejected_ids))}
-        for p in train
-    ]
+    lengths = [max(len(p.chosen_ids), len(p.rejected_ids)) for p in train]
+    order = training_order(lengths, batch_size, epochs, seed)
+    rows = [{"chosen_ids": train[i].chosen_ids, "rejected_ids": train[i].rejected_ids} for i in order]
     trainer = RewardTrainer(
         model=model,
         args=config,

@@ -76,7 +76,7 @@ def run_reward_train(ctx: Context) -> None:
     spec = getattr(ctx.recipe.reward_models, role)
     pairs = ctx.rows("reward.data", RewardPair)
     train = [p for p in pairs if p.split == "train"]
-    total = -(-len(train) // spec.train.batch_size) * spec.train.epochs
+    total = -(-len(train) * spec.train.epochs // spec.train.batch_size)
     with Progress(f"reward {role}", total, "steps") as bar:
         metrics = train_reward_model(
             model_path(spec.train.backbone), ctx.out.folder / "model", pairs, epochs=spec.train.epochs,

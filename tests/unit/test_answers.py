@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from align.core.rows import Instruction, Response
-from data_gen.answers import PASSAGE_CHARS, answer_fault, answer_messages, document_response, passage_from, sft_set
+from data_gen.answers import answer_fault, answer_messages, document_response, passage_from, sft_set
 
 GOOD = {
     "en": "Honey keeps because it holds little water. Bacteria cannot grow in it.",
@@ -105,15 +105,20 @@ DOCUMENT = (
 )
 
 
-def test_a_passage_begins_with_its_statement_and_is_short() -> None:
-    passage = passage_from(DOCUMENT, "꿀은 수분이 적어 세균이 자라지 못한다.")
+@pytest.mark.parametrize("max_chars", [60, 100, 160])
+def test_a_passage_begins_with_its_statement_and_is_short(max_chars: int) -> None:
+    passage = passage_from(DOCUMENT, "꿀은 수분이 적어 세균이 자라지 못한다.", max_chars)
     assert passage.startswith("꿀은 수분이 적어 세균이 자라지 못한다. 꿀벌은 꽃에서 꿀을 모은다.")
     assert passage in DOCUMENT
-    assert PASSAGE_CHARS / 2 < len(passage) <= PASSAGE_CHARS + 10
-    assert passage_from("One. Two.", "Two.") == "Two."
-    assert passage_from("One. Two.", "Not there.") == "One. Two."
+    assert max_chars / 2 < len(passage) <= max_chars + 10
+
+
+def test_a_passage_is_whole_sentences() -> None:
+    assert passage_from("One. Two.", "Two.", 100) == "Two."
+    assert passage_from("One. Two.", "Not there.", 100) == "One. Two."
+    assert passage_from("One. Two.", "One.", 6) == "One."
     long = "아주 긴 문장은 그대로 둔다" + "고 말했다" * 100 + "."
-    assert passage_from(long + " 다음 문장.", long) == long, "a first sentence is never cut"
+    assert passage_from(long + " 다음 문장.", long, 100) == long, "a first sentence is never cut"
 
 
 def test_a_document_response_stands_for_its_instruction() -> None:
