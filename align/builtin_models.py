@@ -18,7 +18,7 @@ from typing import Any
 from align.core.errors import UserError
 
 BUILTIN = ("smollm2-135m-instruct", "all-minilm-l6-v2", "tiny-llama", "tiny-bert")
-_VERSION = "v1"  # part of the folder's name: a change of what is built makes a new folder
+_VERSION = "v2"  # part of the folder's name: a change of what is built makes a new folder
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -136,14 +136,14 @@ def _byte_tokenizer(folder: Path, *, encoder: bool) -> None:
 
 
 def _build_tiny_llama(folder: Path) -> None:
-    """A randomly initialised 2-layer Llama over bytes (about 0.2M parameters), for regression runs."""
+    """A randomly initialised 2-layer Llama over bytes (about 0.3M parameters), for regression runs."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(_BYTE_SPECIALS) + 256, hidden_size=96, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True,
+        vocab_size=len(_BYTE_SPECIALS) + 256, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True,
         pad_token_id=0, bos_token_id=None, eos_token_id=2,
     )  # fmt: skip
     model = LlamaForCausalLM(config)

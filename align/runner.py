@@ -156,11 +156,11 @@ def _run_in_worker(run: Run, names: list[str], lock: int) -> None:
     log = logs / f"{names[0]}.log"
     error = logs / f"{names[0]}.error.json"
     error.unlink(missing_ok=True)
-    command = [
-        sys.executable, "-m", "align.worker", "--run-dir", str(run.run_dir), "--steps", ",".join(names), "--error", str(error),
-    ]  # fmt: skip
+    options = {"--run-dir": run.run_dir, "--steps": ",".join(names), "--error": error}
+    command = [sys.executable, "-m", "align.worker", *(str(part) for option in options.items() for part in option)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("w") as handle:
-        worker = subprocess.Popen(command, stderr=handle, pass_fds=(lock,), env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        worker = subprocess.Popen(command, stderr=handle, pass_fds=(lock,), env=environment)
         try:
             code = worker.wait()
         except BaseException:

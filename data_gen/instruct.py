@@ -133,7 +133,7 @@ def difficulty(text: str) -> float:
 def instruction_row(unit: Knowledge, task_type: str, text: str, *, operator: str, split: str) -> Instruction:
     """A generation-0 row."""
     return Instruction(
-        id=content_id("instruction", unit.id, text),
+        id=content_id("instruction", unit.id, task_type, text),
         parent_id=unit.id,
         topic_id=unit.topic_id,
         knowledge_id=unit.id,

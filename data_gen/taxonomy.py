@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,9 @@ def _text(texts: Mapping[str, str], lang: str) -> str:
     return texts.get(lang) or next(iter(texts.values()))
 
 
-def shipped_taxonomy() -> str:
-    """The text of the tree that comes with the package."""
-    return resources.files("data_gen").joinpath("taxonomies/general.yaml").read_text(encoding="utf-8")
+def shipped_taxonomy() -> Path:
+    """The tree that comes with the package."""
+    return Path(__file__).parent / "taxonomies" / "general.yaml"
 
 
 def load_taxonomy(path: Path | None) -> Taxonomy:
@@ -77,7 +76,7 @@ def load_taxonomy(path: Path | None) -> Taxonomy:
     """
     where = str(path or "shipped taxonomy")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8") if path else shipped_taxonomy())
+        data = yaml.safe_load((path or shipped_taxonomy()).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(data, dict) or "nodes" not in data or "levels" not in data:

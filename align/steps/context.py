@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from align.core.artifact import Artifact, Manifest, StepFolder
 from align.core.chat import Chat
@@ -17,6 +17,7 @@ from align.recipe.schema import BASE_MODEL, Recipe, SamplingSpec
 from align.steps.table import Step, engine_kind, model_path, training_step
 
 R = TypeVar("R")
+V = TypeVar("V")
 
 
 def sampling(spec: SamplingSpec) -> Sampling:
@@ -28,6 +29,11 @@ def sampling(spec: SamplingSpec) -> Sampling:
         max_tokens=spec.max_tokens,
         repetition_penalty=spec.repetition_penalty,
     )
+
+
+def of_language(by_language: Mapping[Any, V], lang: str) -> V:
+    """What a recipe says for a row's language."""
+    return by_language[lang]
 
 
 @dataclass

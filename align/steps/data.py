@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from align.core.artifact import reject_duplicates
 from align.core.rows import Document, Instruction, Knowledge, Reject, Response, Topic, to_table
 from align.sample import response_rows
-from align.steps.context import Context, engine_metrics, sampling
+from align.steps.context import Context, engine_metrics, of_language, sampling
 from align.steps.table import splits
 from data_gen import answers, evolve, instruct, knowledge
 from data_gen.corpus import read_documents
@@ -28,20 +29,10 @@ def run_corpus(ctx: Context) -> None:
         limit=spec.limit,
         run_seed=ctx.seed,
     )
-    documents, duplicates = _unique(documents)
+    # Documents that became equal once they were cut to the same length are duplicates too.
+    documents, duplicates = reject_duplicates(documents, key=lambda d: d.id, raw=lambda d: d.source, reason="duplicate_text")
     ctx.out.write_all(documents, rejects + duplicates, asked=len(documents) + len(rejects) + len(duplicates))
     ctx.finish(**counts)
-
-
-def _unique(documents: list[Document]) -> tuple[list[Document], list[Reject]]:
-    """Documents that became equal once they were cut to the same length are duplicates too."""
-    seen: dict[str, Document] = {}
-    rejects = []
-    for document in documents:
-        if document.id in seen:
-            rejects.append(Reject(id=document.id, reason="duplicate_text", raw=document.source))
-        seen.setdefault(document.id, document)
-    return list(seen.values()), rejects
 
 
 def _tree(ctx: Context) -> Taxonomy:
@@ -58,7 +49,7 @@ def run_taxonomy(ctx: Context) -> None:
     engine = chat = None
     for shard in ctx.out.pending(len(documents)):
         part = documents[shard.start : shard.stop]
-        asked = [d for d in part if spec.extraction[d.lang] == "model"]
+        asked = [d for d in part if of_language(spec.extraction, d.lang) == "model"]
         answered = {}
         if asked:
             engine, chat = ctx.base()
@@ -91,17 +82,17 @@ def run_instruct(ctx: Context) -> None:
     wanted = [
         (unit, task_type)
         for unit in ctx.rows("taxonomy", Knowledge)
-        for task_type in instruct.task_types_of(unit, spec.task_types, spec.per_unit[unit.lang], ctx.seed)
+        for task_type in instruct.task_types_of(unit, spec.task_types, of_language(spec.per_unit, unit.lang), ctx.seed)
     ]
     engine = chat = None
     for shard in ctx.out.pending(len(wanted)):
         numbered = instruct.enumerate_asks(wanted)[shard.start : shard.stop]
-        asked = [wish for _, wish in numbered if spec.writer[wish[0].lang] == "model"]
+        asked = [wish for _, wish in numbered if of_language(spec.writer, wish[0].lang) == "model"]
         answered = {}
         if asked:
             engine, chat = ctx.base()
             answered = instruct.ask_for_instructions(
-                engine, chat, [(n, w) for n, w in numbered if spec.writer[w[0].lang] == "model"],
+                engine, chat, [(n, w) for n, w in numbered if of_language(spec.writer, w[0].lang) == "model"],
                 sampling=sampling(spec.sampling), run_seed=ctx.seed, journal=ctx.out.journal(f"calls-{shard.index:05d}"),
             )  # fmt: skip
         made = [
@@ -111,30 +102,25 @@ def run_instruct(ctx: Context) -> None:
             )
             for number, (unit, task_type) in numbered
         ]  # fmt: skip
-        rows, rejects = _without_duplicates(made)
+        rows, repeated = reject_duplicates(
+            [row for row in made if isinstance(row, Instruction)], key=_text, raw=_text, reason="duplicate"
+        )
+        rejects = [row for row in made if isinstance(row, Reject)] + repeated
         ctx.out.write_shard(shard.index, rows, rejects, asked=len(numbered))
     ctx.finish(**engine_metrics(engine))
 
 
-def _without_duplicates(made: list[Instruction | Reject]) -> tuple[list[Instruction], list[Reject]]:
-    rows: dict[str, Instruction] = {}
-    rejects = [row for row in made if isinstance(row, Reject)]
-    for row in made:
-        if isinstance(row, Instruction):
-            text = row.messages[-1]["content"]
-            if text in rows:
-                rejects.append(Reject(id=row.id, reason="duplicate", raw=text))
-            rows.setdefault(text, row)
-    return list(rows.values()), rejects
+def _text(row: Instruction) -> str:
+    return row.messages[-1]["content"]
 
 
 def run_evolve(ctx: Context) -> None:
     """The pool after evolution: every parent, and every child that the eliminator let pass."""
     spec = ctx.recipe.evolution
-    pool = ctx.rows("instruct", Instruction)
-    asked = len(pool)
-    texts = {row.messages[-1]["content"] for row in pool}
-    rejects: list[Reject] = []
+    asked = ctx.artifact("instruct").manifest.rows
+    # A prompt that two documents led to must not stand in two splits.
+    pool, rejects = reject_duplicates(ctx.rows("instruct", Instruction), key=_text, raw=_text, reason="duplicate")
+    texts = {_text(row) for row in pool}
     engine = None
     generation = pool
     for number in range(1, spec.rounds + 1):
@@ -150,12 +136,12 @@ def run_evolve(ctx: Context) -> None:
             children = []
             for parent, operator in chosen:
                 child = evolve.child_or_reject(parent, operator, answered[parent.id], chat)
-                if isinstance(child, Instruction) and child.messages[-1]["content"] in texts:
-                    child = Reject(id=child.id, reason="duplicate", raw=child.messages[-1]["content"])
+                if isinstance(child, Instruction) and _text(child) in texts:
+                    child = Reject(id=child.id, reason="duplicate", raw=_text(child))
                 if isinstance(child, Reject):
                     rejects.append(child)
                 else:
-                    texts.add(child.messages[-1]["content"])
+                    texts.add(_text(child))
                     children.append(child)
             asked += len(chosen)
             pool = [*pool, *children]
@@ -174,7 +160,7 @@ def run_evolve(ctx: Context) -> None:
 def _by_model(ctx: Context, chosen: list[tuple[Instruction, str]]) -> list[tuple[Instruction, str]]:
     """Only languages that the base model writes are evolved by it."""
     writer = ctx.recipe.instructions.writer
-    return [(row, operator) for row, operator in chosen if writer[row.lang] == "model"]
+    return [(row, operator) for row, operator in chosen if of_language(writer, row.lang) == "model"]
 
 
 def run_respond(ctx: Context) -> None:
@@ -187,7 +173,7 @@ def run_respond(ctx: Context) -> None:
     engine = None
     for shard in ctx.out.pending(len(instructions)):
         part = instructions[shard.start : shard.stop]
-        asked = [i for i in part if spec.writer[i.lang] == "model"]
+        asked = [i for i in part if of_language(spec.writer, i.lang) == "model"]
         rows: list[Response] = []
         rejects: list[Reject] = []
         if asked:
@@ -200,7 +186,7 @@ def run_respond(ctx: Context) -> None:
                 kept, dropped = response_rows(instruction.id, "base", answered[instruction.id], chat, spec.candidates)
                 rows += kept
                 rejects += dropped
-        taken = [i for i in part if spec.writer[i.lang] == "document"]
+        taken = [i for i in part if of_language(spec.writer, i.lang) == "document"]
         for instruction in taken:
             unit = units[instruction.knowledge_id]
             passage = answers.passage_from(documents[unit.document_id], unit.statement, spec.passage_chars)

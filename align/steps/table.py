@@ -1,4 +1,4 @@
-"""The table of steps of a recipe: what each reads, what decides its result, where it writes, and in which process it runs."""
+"""The table of steps of a recipe: what each reads, what decides its result, where it writes, in which process it runs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def _engine_config(recipe: Recipe) -> dict[str, Any]:
     """What of the engine section changes answers: not the batch size, the address or the time-outs."""
     engine = recipe.engine
     kind = engine.record_with or engine_kind(recipe)
-    return {"kind": kind, "dtype": engine.dtype, "max_model_len": engine.max_model_len}
+    served = {"model_names": engine.model_names} if kind == "openai" else {}
+    return {"kind": kind, "dtype": engine.dtype, "max_model_len": engine.max_model_len, **served}
 
 
 # Speed, not results: how many examples go through the model at once, and recomputation instead of storage.
@@ -110,6 +111,7 @@ def build_steps(recipe: Recipe) -> list[Step]:
 
 def _data_steps(recipe: Recipe) -> Iterator[Step]:
     from data_gen.prompts import templates_fingerprint
+    from data_gen.taxonomy import shipped_taxonomy
 
     base = (model_path(recipe.models[BASE_MODEL]),)
     process = f"engine:{BASE_MODEL}"
@@ -119,7 +121,7 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
         name="corpus", verb="taxonomy", folder="corpus", row_type=Document, files=corpus_files,
         config={**_dump(recipe.corpus, "paths"), "seed": recipe.seed}, about="read, check and de-duplicate documents",
     )  # fmt: skip
-    tree = (Path(recipe.taxonomy.path),) if recipe.taxonomy.path else ()
+    tree = (Path(recipe.taxonomy.path) if recipe.taxonomy.path else shipped_taxonomy(),)
     yield Step(
         name="taxonomy", verb="taxonomy", folder="taxonomy", row_type=Knowledge, inputs=("corpus",), models=base,
         config={**_dump(recipe.taxonomy, "path"), **written}, files=tree, process=process,
@@ -190,7 +192,7 @@ def _sft_and_reward_steps(recipe: Recipe) -> Iterator[Step]:
         spec = getattr(recipe.reward_models, role).train
         yield Step(
             name=f"reward.{role}", verb="reward", folder=f"reward/{role}", row_type=TrainedExample,
-            inputs=("reward.data",), models=(model_path(spec.backbone),), process=f"train:reward.{role}",
+            inputs=("reward.data",), models=(model_path(spec.backbone),), process="train:reward",
             config={**_dump(spec, "backbone"), "seed": recipe.seed}, about=f"train the {role} (Bradley-Terry)",
         )  # fmt: skip
 

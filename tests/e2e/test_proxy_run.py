@@ -18,12 +18,13 @@ from align.core.artifact import Artifact
 from align.core.rows import Preference, Response, Score
 from tests.regression.compare import ENVIRONMENT, ROOT
 
+PROXY = ROOT / "recipes/proxy.yaml"
 STEPS = 30
 
 
 def align(*args: str, run_dir: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "align.cli", *args, "--recipe", str(ROOT / "recipes/proxy.yaml"), "--run-dir", str(run_dir)],
+        [sys.executable, "-m", "align.cli", *args, "--recipe", str(PROXY), "--run-dir", str(run_dir)],
         env={**os.environ, **ENVIRONMENT, **(env or {})}, capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
 
@@ -81,9 +82,14 @@ def test_preference_set_opens_in_datasets_and_trains_in_trl_unchanged(proxy_run:
     trainer = DPOTrainer(
         model=model,
         args=DPOConfig(
-            output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, report_to="none", use_cpu=True, bf16=False,
+            output_dir=str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=2,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
             save_strategy="no",
-        ),  # fmt: skip
+        ),
         train_dataset=dataset,
         processing_class=AutoTokenizer.from_pretrained(model),
     )
@@ -115,7 +121,7 @@ def kill_when(run_dir: Path, ready: Callable[[], bool]) -> str:
     """Start the run, kill -9 the runner and its workers as soon as `ready()`, and return what it had printed."""
     with (run_dir.parent / "out.txt").open("w") as out:
         run = subprocess.Popen(
-            [sys.executable, "-m", "align.cli", "run", "--recipe", str(ROOT / "recipes/proxy.yaml"), "--run-dir", str(run_dir)],
+            [sys.executable, "-m", "align.cli", "run", "--recipe", str(PROXY), "--run-dir", str(run_dir)],
             env={**os.environ, **ENVIRONMENT}, stdout=out, stderr=out, cwd=ROOT, start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + 240
@@ -202,9 +208,7 @@ def test_nan_scores_are_rejected_with_their_reason(proxy_run: Path, tmp_path: Pa
     assert old is not None
     rows = Artifact(folder).rows(Score)
     pair = Artifact(run_dir / "stage1/pair").rows(Preference)[0]
-    spoiled = [
-        Score(**{**s.__dict__, "score": float("nan")}) if s.response_id == pair.chosen_id else s for s in rows
-    ]
+    spoiled = [Score(**{**s.__dict__, "score": float("nan")}) if s.response_id == pair.chosen_id else s for s in rows]
     shutil.rmtree(folder)
     out = StepFolder(folder, step=old.step, fingerprint=old.fingerprint, inputs=old.inputs, row_type=Score, seed=old.seed)
     out.write_all(spoiled, [], asked=len(spoiled))

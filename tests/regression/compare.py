@@ -1,8 +1,8 @@
 """`make regress`: run recipes/proxy.yaml and compare it with golden.json.
 
-    python -m tests.regression.compare                 run anew, compare, exit 1 on a difference
-    python -m tests.regression.compare --run DIR       compare a finished run
-    python -m tests.regression.compare --record        write golden.json (only from a clean working tree)
+python -m tests.regression.compare                 run anew, compare, exit 1 on a difference
+python -m tests.regression.compare --run DIR       compare a finished run
+python -m tests.regression.compare --record        write golden.json (only from a clean working tree)
 """
 
 from __future__ import annotations
@@ -58,9 +58,11 @@ def main() -> int:
             sys.stdout.write(f"proxy run: {time.monotonic() - started:.0f} s\n")
         now = measure(run_dir)
     if args.record:
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        if [x for x in dirty.splitlines() if not x.endswith("golden.json")]:
-            sys.stderr.write("error: the working tree has changes; commit them first, so that the golden file has a source\n")
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
+        if [x for x in status.stdout.splitlines() if not x.endswith("golden.json")]:
+            sys.stderr.write(
+                "error: the working tree has changes; commit them first, so that the golden file has a source\n"
+            )
             return 2
         GOLDEN.write_text(json.dumps({"environment": environment(), "steps": now}, indent=1, sort_keys=True) + "\n")
         sys.stdout.write(f"wrote {GOLDEN}\n")
@@ -68,7 +70,8 @@ def main() -> int:
     golden = json.loads(GOLDEN.read_text())
     exact = golden["environment"] == environment()
     found = differences(golden["steps"], now, exact=exact)
-    sys.stdout.write(f"compared {len(golden['steps'])} steps, {'exactly' if exact else 'with tolerance (other versions or CPU)'}\n")
+    how = "exactly" if exact else "with tolerance (other versions or another CPU)"
+    sys.stdout.write(f"compared {len(golden['steps'])} steps, {how}\n")
     for line in found:
         sys.stdout.write(f"  {line}\n")
     sys.stdout.write("regression: " + (f"{len(found)} differences\n" if found else "no difference\n"))

@@ -31,9 +31,7 @@ def measure(run_dir: Path) -> dict[str, Any]:
         entry: dict[str, Any] = {k: manifest[k] for k in ("asked", "rows", "rejects")}
         metrics = manifest["metrics"]
         if "history" in metrics:
-            entry["history"] = [
-                {k: row[k] for k in HISTORY_COLUMNS if row.get(k) is not None} for row in metrics["history"]
-            ]
+            entry["history"] = [{k: row[k] for k in HISTORY_COLUMNS if row.get(k) is not None} for row in metrics["history"]]
             entry["step0"] = metrics["step0"]
             entry["tokens"] = metrics["tokens"]
         for name in ("accuracy", "final_loss", "mean_margin", "mean_agreement", "kept_share", "finished_share"):
