@@ -16,7 +16,7 @@ from typing import Any
 from align.builtin_models import BUILTIN, builtin_folder, is_built
 from align.core.artifact import Artifact, row_type_of
 from align.core.errors import UserError
-from align.recipe.schema import SFT_MODEL
+from align.recipe.base import SFT_MODEL
 from align.runner import Run
 from align.steps.context import Process
 from align.steps.table import training_step

@@ -21,6 +21,7 @@ from typing import Any
 from align.core.chat import ChatError
 from align.core.errors import StepError, UserError
 from align.core.hashing import derive_seed
+from align.core.pacing import SaveByClock
 from align.core.rows import RewardPair
 from reward.model import PRECISIONS, Encoder, RewardModel, keep_head_exact, score_head
 
@@ -145,6 +146,7 @@ def _run(
     precision: str,
     on_step: OnStep | None,
     checkpoint_dir: Path,
+    save_steps: int | None,
 ) -> Any:
     """Train `model` in place, from the newest whole checkpoint if there is one; the Trainer's state."""
     import torch
@@ -171,8 +173,8 @@ def _run(
         data_seed=seed,
         logging_steps=1,
         logging_nan_inf_filter=False,  # the default replaces a NaN loss by an average of earlier ones
-        save_strategy="steps",
-        save_steps=max(10, total // 4),
+        save_strategy="no" if save_steps is None else "steps",
+        save_steps=save_steps or 1,
         save_total_limit=1,  # removed only after the next one is whole
         report_to="none",
         push_to_hub=False,
@@ -186,7 +188,7 @@ def _run(
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=encoder.tokenizer,
-        callbacks=[_progress_callback(on_step)],
+        callbacks=[_progress_callback(on_step), *([SaveByClock()] if save_steps is None else [])],
     )
     trainer.remove_callback(PrinterCallback)
     resume = newest_checkpoint(checkpoint_dir)
@@ -237,6 +239,7 @@ def train_reward_model(
     precision: str,
     on_step: OnStep | None,
     checkpoint_dir: Path,
+    save_steps: int | None = None,
 ) -> dict[str, Any]:
     """Train a reward model on the "train" pairs, save it, and measure it on the others as scoring will use it.
 
@@ -254,7 +257,8 @@ def train_reward_model(
         seed: of the head and of the order of pairs.
         precision: "fp32", or "bf16" for autocast around fp32 weights and for the scoring afterwards.
         on_step: called with (step, total steps, loss) after each step.
-        checkpoint_dir: a checkpoint every max(10, total / 4) steps, and one at the end.
+        checkpoint_dir: holds checkpoints.
+        save_steps: steps between checkpoints; None is one every two minutes.
 
     Returns:
         `pairs_train`, `pairs_test`, `pairs_left_out` (cannot be encoded, or equal once cut), `steps`, `final_loss` (mean of
@@ -285,6 +289,7 @@ def train_reward_model(
         precision=precision,
         on_step=on_step,
         checkpoint_dir=checkpoint_dir,
+        save_steps=save_steps,
     )
     losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry]
     if not losses or not all(math.isfinite(loss) for loss in losses):

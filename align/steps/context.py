@@ -13,7 +13,8 @@ from align.core.errors import UserError
 from align.core.rows import Instruction
 from align.engines.open import open_engine
 from align.engines.protocol import Engine, Sampling
-from align.recipe.schema import BASE_MODEL, Recipe, SamplingSpec
+from align.recipe.base import BASE_MODEL, SamplingSpec
+from align.recipe.schema import Recipe
 from align.steps.table import Step, engine_kind, model_path, training_step
 
 R = TypeVar("R")

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.core.artifact import Manifest
-from align.recipe.schema import BASE_MODEL, Recipe
+from align.recipe.base import BASE_MODEL
+from align.recipe.schema import Recipe
 from align.steps.table import Planned, engine_kind, missing_builtins, model_path, splits
 
 # Parameters x tokens per second on two cores, by kind of work.

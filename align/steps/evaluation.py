@@ -5,7 +5,7 @@ from __future__ import annotations
 from align.core.chat import Chat
 from align.core.rows import Instruction, Response, Score
 from align.evaluate.table import eval_results, model_table
-from align.recipe.schema import SFT_MODEL
+from align.recipe.base import SFT_MODEL
 from align.steps.context import Context
 from align.steps.reward import sampled
 from align.steps.table import REWARD_ROLES

@@ -27,7 +27,8 @@ from align.core.rows import (
     SftExample,
     TrainedExample,
 )
-from align.recipe.schema import BASE_MODEL, SFT_MODEL, ModelSpec, Recipe, RewardModelSpec, StageSpec
+from align.recipe.base import BASE_MODEL, SFT_MODEL, ModelSpec
+from align.recipe.schema import Recipe, RewardModelSpec, StageSpec
 
 # Raised when the meaning of rows or of a step's work changes: everything is made anew.
 CODE_SCHEMA = 1
@@ -101,7 +102,7 @@ def _engine_config(recipe: Recipe) -> dict[str, Any]:
 
 
 # Speed, not results: how many examples go through the model at once, and recomputation instead of storage.
-_NOT_RESULTS = ("micro_batch", "gradient_checkpointing", "allow_high_learning_rate")
+_NOT_RESULTS = ("micro_batch", "gradient_checkpointing", "allow_high_learning_rate", "save_steps")
 
 
 def build_steps(recipe: Recipe) -> list[Step]:

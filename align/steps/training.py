@@ -22,7 +22,8 @@ def _options(spec: TrainSpec, learning_rate: float, seed: int) -> Any:
         epochs=spec.epochs, learning_rate=learning_rate, batch_size=spec.batch_size, micro_batch=spec.micro_batch,
         warmup_ratio=spec.warmup_ratio, schedule=spec.schedule, weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm, max_length=spec.max_length, precision=spec.precision, seed=seed,
-        gradient_checkpointing=spec.gradient_checkpointing,
+        gradient_checkpointing=spec.gradient_checkpointing, save_steps=spec.save_steps,
+        save_dtype=spec.save_dtype,
     )  # fmt: skip
 
 

@@ -99,8 +99,10 @@ def _probe_logits(model: Any, token_ids: list[int]) -> torch.Tensor:
     return model(input_ids=ids, use_cache=False).logits.float().cpu()
 
 
-def save_model(model: Any, source: Path, output: Path, probe_ids: list[int]) -> dict[str, float]:
-    """Write a trained model whole: weights in the dtype of `source`, its tokenizer, template and generation config.
+def save_model(
+    model: Any, source: Path, output: Path, probe_ids: list[int], *, save_dtype: str = "auto"
+) -> dict[str, float]:
+    """Write a trained model whole: its weights, and tokenizer, template and generation config of `source`.
 
     The folder is written under a temporary name, opened again, compared with the model in memory and only then renamed; an
     older `output` is replaced. The model's weights are rounded to the saved dtype in place.
@@ -110,6 +112,7 @@ def save_model(model: Any, source: Path, output: Path, probe_ids: list[int]) -> 
         source: the folder training started from.
         output: the folder to write.
         probe_ids: token ids on which logits are compared.
+        save_dtype: float32, bfloat16, or auto for the dtype of `source`.
 
     Returns:
         {"rounding": largest logit difference from rounding float32 to the saved dtype, "reload": the same between the
@@ -119,7 +122,7 @@ def save_model(model: Any, source: Path, output: Path, probe_ids: list[int]) -> 
         StepError: the reloaded folder gives other logits (more than RELOAD_TOLERANCE apart).
     """
     trained = _probe_logits(model, probe_ids)
-    dtype = weights_dtype(source)
+    dtype = weights_dtype(source) if save_dtype == "auto" else getattr(torch, save_dtype)
     # Parameters only: rounding the model would round buffers that are not saved, such as the rotary frequencies.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

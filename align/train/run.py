@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from align.core.chat import Chat
 from align.core.errors import StepError, UserError
 from align.core.journal import Journal
+from align.core.pacing import SaveByClock
 from align.core.progress import Progress
 from align.train.checkpoints import Sealing, newest_whole
 from align.train.data import DialogueExample, PairExample, Rejected, keep_within
@@ -43,7 +44,8 @@ class TrainOptions:
         max_grad_norm: gradients are clipped to this norm; 0 does not clip.
         max_length: tokens; longer examples are left out.
         precision: bf16 (autocast over float32 weights), fp32, or auto.
-        save_steps: steps between checkpoints; 0 is a quarter of the run.
+        save_steps: steps between checkpoints; 0 is one every two minutes.
+        save_dtype: of the saved weights: float32, bfloat16, or auto for the dtype of the model training started from.
         seed: of the order of examples and of dropout.
         gradient_checkpointing: less memory for about a third more time.
     """
@@ -59,6 +61,7 @@ class TrainOptions:
     max_length: int = 1024
     precision: str = "auto"
     save_steps: int = 0
+    save_dtype: str = "auto"
     seed: int
     gradient_checkpointing: bool = False
 
@@ -92,8 +95,8 @@ def training_arguments(options: TrainOptions, num_examples: int, checkpoint_dir:
         gradient_checkpointing_kwargs={"use_reentrant": False} if options.gradient_checkpointing else None,
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would replace the losses we want to stop at
-        save_strategy="steps",
-        save_steps=options.save_steps or math.ceil(total / 4),
+        save_strategy="steps" if options.save_steps else "no",
+        save_steps=options.save_steps or 1,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -175,7 +178,7 @@ def _train(
         reference=reference,
         precision=options.precision,
         on_step=on_step,
-        callbacks=[Sealing()],
+        callbacks=[Sealing(), *([] if options.save_steps else [SaveByClock()])],
     )
     step0 = trainer.examine(kept[:STEP0_EXAMPLES])
     if same_weights and reference is not None:
@@ -186,7 +189,9 @@ def _train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = trainer.history
     trainer.optimizer = None
-    differences = save_model(trainer.model, model, output, [*kept[0].prompt_ids, *kept[0].completions[0]])
+    differences = save_model(
+        trainer.model, model, output, [*kept[0].prompt_ids, *kept[0].completions[0]], save_dtype=options.save_dtype
+    )
     return {
         "loss": history[-1]["loss"],
         "step0": step0,

@@ -121,7 +121,8 @@ def kill_when(run_dir: Path, ready: Callable[[], bool]) -> str:
     """Start the run, kill -9 the runner and its workers as soon as `ready()`, and return what it had printed."""
     with (run_dir.parent / "out.txt").open("w") as out:
         run = subprocess.Popen(
-            [sys.executable, "-m", "align.cli", "run", "--recipe", str(PROXY), "--run-dir", str(run_dir)],
+            [sys.executable, "-m", "align.cli", "run", "--recipe", str(PROXY), "--run-dir", str(run_dir),
+             "--set", "sft.save_steps=4"],
             env={**os.environ, **ENVIRONMENT}, stdout=out, stderr=out, cwd=ROOT, start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + 240

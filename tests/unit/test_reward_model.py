@@ -264,7 +264,7 @@ def pairs(count: int = 24) -> list[RewardPair]:
 def train(folder: Path, where: Path, **changed: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "epochs": 3, "learning_rate": 3e-3, "batch_size": 3, "max_length": 96, "seed": 5, "precision": "fp32",
-        "on_step": None, "checkpoint_dir": where / "checkpoints", **changed,
+        "on_step": None, "checkpoint_dir": where / "checkpoints", "save_steps": 10, **changed,
     }  # fmt: skip
     return train_reward_model(folder, where / "model", settings.pop("pairs", None) or pairs(), **settings)
 
