@@ -72,7 +72,11 @@ def build(name: str) -> Path:
     }
     try:
         builders[name](temporary)
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not is_built(name):  # else another run has built it meanwhile
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target

@@ -206,9 +206,11 @@ def main(argv: list[str] | None = None) -> int:
 
         message, code = explain(error)
         if code != UserError.exit_code:
-            raise
+            if not error.filename:
+                raise
+            message = f"{error.filename}: {error.strerror}"
         print(f"error: {message}", file=sys.stderr)
-        return code
+        return UserError.exit_code
     return 0
 
 

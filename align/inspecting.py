@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -31,12 +32,17 @@ def recipes_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
 
 
+def printable(text: str) -> str:
+    """Text without control characters, which could move a terminal's cursor or hide what was written."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "\n".join(f"    [{m['role']}] {m['content']}" for m in value)
+        return printable("\n".join(f"    [{m['role']}] {m['content']}" for m in value))
     if isinstance(value, list) and len(value) > 12:
         return f"[{', '.join(map(str, value[:10]))}, ... {len(value)} in all]"
-    return str(value)
+    return printable(str(value))
 
 
 def _print_row(row: Any, say: Say) -> None:
@@ -124,7 +130,7 @@ def chat(
     Raises:
         UserError: a model that the recipe does not name or that is not trained yet.
     """
-    from align.core.chat import Chat
+    from align.core.chat import Chat, ChatError
     from align.engines.open import open_engine
     from align.engines.protocol import Request, Sampling
 
@@ -149,11 +155,23 @@ def chat(
     for number, prompt in enumerate(prompts if prompts else _typed()):
         for name, (engine, loaded) in opened.items():
             histories[name].append({"role": "user", "content": prompt})
-            ids = tuple(loaded.prompt_ids(histories[name]))
+            try:
+                ids = tuple(loaded.prompt_ids(histories[name]))
+            except ChatError as error:
+                raise UserError(f"chat: the template of {name} refuses this dialogue ({error})") from None
+            room = run.recipe.engine.max_model_len - max_tokens
+            if len(ids) > room:
+                raise UserError(
+                    f"chat: {len(ids)} tokens of dialogue and {max_tokens} of answer exceed engine.max_model_len; "
+                    "lower --max-tokens or start anew"
+                )
             request = Request(id="chat", prompt_ids=ids, n=1, seed=run.recipe.seed + number, sampling=sampling)
-            answer = loaded.text(next(iter(engine.generate([request]))).completions[0].token_ids)
+            answered = next(iter(engine.generate([request])))
+            if answered.error:
+                raise UserError(f"chat: {name}: {answered.error}")
+            answer = loaded.text(answered.completions[0].token_ids)
             histories[name].append({"role": "assistant", "content": answer})
-            say(f"{name}> {answer}\n")
+            say(f"{name}> {printable(answer)}\n")
 
 
 def _typed() -> Any:

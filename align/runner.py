@@ -156,7 +156,7 @@ def _run_in_worker(run: Run, names: list[str], lock: int) -> None:
     log = logs / f"{names[0]}.log"
     error = logs / f"{names[0]}.error.json"
     error.unlink(missing_ok=True)
-    options = {"--run-dir": run.run_dir, "--steps": ",".join(names), "--error": error}
+    options = {"--run-dir": run.run_dir, "--steps": ",".join(names), "--error": error, "--parent": os.getpid()}
     command = [sys.executable, "-m", "align.worker", *(str(part) for option in options.items() for part in option)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("w") as handle:
@@ -174,6 +174,8 @@ def _run_in_worker(run: Run, names: list[str], lock: int) -> None:
     if code == 0:
         return
     left = read_error(error)
+    if not left:
+        _check_space(run.run_dir)  # on a full disk the worker cannot even say so
     if left:
         kind = UserError if left["code"] == UserError.exit_code else StepError
         raise kind(f"{left['message']}" + ("" if kind is UserError else f" (step {left['step']}, log: {log})"))

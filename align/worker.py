@@ -50,14 +50,17 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         place = error.filename or "the run folder"
         return f"no space left on the disk of {place}; make room and run the same command again", UserError.exit_code
-    if isinstance(error, MemoryError):
+    text = " ".join(str(error).split())[:300]
+    # safetensors and torch raise types of their own for a full disk and for too little memory.
+    if "No space left" in text:
+        return f"no space left on the disk ({text}); make room and run the same command again", UserError.exit_code
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return "out of memory; lower micro_batch or max_length and run the same command again", UserError.exit_code
-    return f"{type(error).__name__}: {error}", StepError.exit_code
+    return f"{type(error).__name__}: {text}", StepError.exit_code
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """A worker whose runner was killed must not go on writing into the run folder."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -72,10 +75,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="align.worker", description=main.__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--steps", required=True, help="comma-separated names, in order")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the runner")
     parser.add_argument("--error", type=Path, required=True)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    _end_with_parent()
+    _end_with_parent(args.parent)
     # Set before any model library is imported; a recipe that wants a server names it itself.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -130,10 +130,10 @@ def difficulty(text: str) -> float:
     return round(1 - 2.718281828 ** -(len(words(text)) / 25 + marks / 3), 4)
 
 
-def instruction_row(unit: Knowledge, task_type: str, text: str, *, operator: str, split: str) -> Instruction:
-    """A generation-0 row."""
+def instruction_row(unit: Knowledge, task_type: str, number: int, text: str, *, operator: str, split: str) -> Instruction:
+    """A generation-0 row; `number` tells repeated wishes of one unit and task type apart."""
     return Instruction(
-        id=content_id("instruction", unit.id, task_type, text),
+        id=content_id("instruction", unit.id, task_type, number, text),
         parent_id=unit.id,
         topic_id=unit.topic_id,
         knowledge_id=unit.id,
@@ -154,7 +154,7 @@ def instruction_or_reject(
     if answered is None:
         values = {"keyword": keyword(unit.statement, topic, unit.lang), "topic": topic.name[unit.lang]}
         text = render(f"template-{task_type}", unit.lang, **values)[-1]["content"]
-        return instruction_row(unit, task_type, text, operator="template", split=split)
+        return instruction_row(unit, task_type, number, text, operator="template", split=split)
     key = content_id("instruct-reject", ask_id(unit, task_type, number))
     if answered.error:
         return Reject(id=key, reason=answered.error.split(":")[0], raw=answered.error)
@@ -166,4 +166,4 @@ def instruction_or_reject(
     text = clean_instruction(raw)
     if fault := instruction_fault(text, unit.statement, unit.lang):
         return Reject(id=key, reason=fault, raw=raw)
-    return instruction_row(unit, task_type, text, operator="generate", split=split)
+    return instruction_row(unit, task_type, number, text, operator="generate", split=split)

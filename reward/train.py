@@ -180,6 +180,8 @@ def _run(
         push_to_hub=False,
         disable_tqdm=True,
     )
+    if config.n_gpu > 1:
+        config._n_gpu = 1  # TRL refuses DataParallel; one GPU trains, `accelerate launch` uses more
     lengths = [max(len(p.chosen_ids), len(p.rejected_ids)) for p in train]
     order = training_order(lengths, batch_size, epochs, seed)
     rows = [{"chosen_ids": train[i].chosen_ids, "rejected_ids": train[i].rejected_ids} for i in order]

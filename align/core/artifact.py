@@ -17,6 +17,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -88,6 +89,13 @@ class Manifest:
     created: str = ""
     version: int = MANIFEST_VERSION
 
+    def complete(self, folder: Path) -> bool:
+        """Whether every file is still there at its size; the content is for `Artifact.verify`."""
+        try:
+            return all((folder / name).stat().st_size == entry["bytes"] for name, entry in self.files.items())
+        except OSError:
+            return False
+
     def digest(self) -> str:
         """Identity of the content: a consumer whose input was made anew with other content is stale."""
         return fingerprint({name: entry["sha256"] for name, entry in self.files.items()})
@@ -104,6 +112,21 @@ class Manifest:
             raise UserError(f"{path}: not a manifest ({error}); delete its folder and run again") from None
 
 
+def read_rows(folder: Path, row_type: type[R], pattern: str = "data/*.parquet") -> Iterator[R]:
+    """The rows in a step's Parquet files, finished or not, in the order they were written.
+
+    Raises:
+        UserError: a damaged file, or columns that are not those of `row_type`.
+    """
+    for path in sorted(folder.glob(pattern)):
+        try:
+            records = pq.read_table(path).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: cannot be read ({reason}); delete its step's folder and run again") from None
+        yield from from_records(row_type, records, str(path))
+
+
 class Artifact:
     """A finished step's folder, to read."""
 
@@ -114,24 +137,15 @@ class Artifact:
             raise UserError(f"{folder}: no manifest.json, so this is not a finished step")
         self.manifest = manifest
 
-    def _read(self, pattern: str, row_type: type[R]) -> Iterator[R]:
-        for path in sorted(self.folder.glob(pattern)):
-            try:
-                records = pq.read_table(path).to_pylist()
-            except (pa.ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"{path}: cannot be read ({reason}); delete its step's folder and run again") from None
-            yield from from_records(row_type, records, str(path))
-
     def rows(self, row_type: type[R]) -> list[R]:
         """All rows as dataclasses, in the order they were written."""
         if self.manifest.row_type != row_type.__name__:
             raise UserError(f"{self.folder} holds {self.manifest.row_type} rows, not {row_type.__name__}")
-        return list(self._read("data/*.parquet", row_type))
+        return list(read_rows(self.folder, row_type))
 
     def rejects(self) -> list[Reject]:
         """All dropped rows with their reasons."""
-        return list(self._read("rejects/*.parquet", Reject))
+        return list(read_rows(self.folder, Reject, "rejects/*.parquet"))
 
     def verify(self) -> list[str]:
         """The files whose content is not what the manifest recorded; empty when all is well."""
@@ -151,6 +165,15 @@ class Shard:
     stop: int
 
 
+def work_state(folder: Path) -> dict[str, Any] | None:
+    """Fingerprint, inputs and seconds of an unfinished step's folder, or None where it says nothing whole."""
+    try:
+        state = json.loads((folder / "_work" / "state.json").read_text())
+        return {key: state[key] for key in ("fingerprint", "inputs", "seconds")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class StepFolder:
     """A step's folder while it runs. Opening it keeps finished shards of the same fingerprint and drops stale ones."""
 
@@ -161,19 +184,18 @@ class StepFolder:
         self.inputs, self.row_type = dict(inputs), row_type
         self.work = folder / "_work"
         self._started = time.monotonic()
-        state = self.work / "state.json"
-        try:
-            same = json.loads(state.read_text())["fingerprint"] == fingerprint
-        except (OSError, ValueError, KeyError):
-            same = False
-        if not same:
+        # First of all: a kill while the old result is deleted must not leave a manifest over missing files.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (folder / "manifest.json").unlink()
+        found = work_state(folder)
+        if found is None or found["fingerprint"] != fingerprint or found["inputs"] != self.inputs:
             if folder.exists():
                 log.info("%s: the result in %s is of other inputs and is made anew", step, folder)
                 shutil.rmtree(folder)
             self.work.mkdir(parents=True)
-            write_json(state, {"fingerprint": fingerprint, "step": step, "seconds": 0.0})
-        self._earlier_seconds = float(json.loads(state.read_text())["seconds"])
-        (folder / "manifest.json").unlink(missing_ok=True)
+            found = {"seconds": 0.0}
+        self._earlier_seconds = float(found["seconds"])
+        self._save_seconds()
 
     def journal(self, name: str) -> Journal:
         """The journal of finished calls called `name`; deleted when the step finishes."""
@@ -222,7 +244,12 @@ class StepFolder:
     def _save_seconds(self) -> None:
         write_json(
             self.work / "state.json",
-            {"fingerprint": self.fingerprint, "step": self.step, "seconds": round(self.seconds, 3)},
+            {
+                "fingerprint": self.fingerprint,
+                "inputs": self.inputs,
+                "step": self.step,
+                "seconds": round(self.seconds, 3),
+            },
         )
 
     @property

@@ -25,7 +25,7 @@ def run_lock(folder: Path, patience_s: float = 5.0) -> Iterator[int]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         opened = (folder / ".lock").open("a+")
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise UserError(f"{folder}: cannot be used as a run folder ({error.strerror}); use another --run-dir") from None
     with opened as handle:
         deadline = time.monotonic() + patience_s

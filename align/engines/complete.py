@@ -17,6 +17,9 @@ from align.core.rows import Message
 from align.engines.protocol import Answered, Engine, Request, Sampling
 from align.engines.replay import from_record, to_record
 
+# Faults of a server that another try may not meet; the openai engine names them so.
+PASSING_FAULTS = ("timeout", "http_408", "http_409", "http_429", "http_5")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
@@ -76,9 +79,15 @@ def complete(
                 progress.advance()
     if unanswered := [ask_id for ask_id in calls if ask_id not in results]:
         raise StepError(f"{label}: the {engine.info.kind} engine left {len(unanswered)} unanswered, first {unanswered[0]}")
+    failed = [results[ask_id] for ask_id in calls if results[ask_id].error]
     if calls and not num_answered:
-        first = results[next(iter(calls))]
-        raise StepError(f"{label}: all {len(calls)} calls of the {engine.info.kind} engine failed: {first.error}")
+        raise StepError(f"{label}: all {len(calls)} calls of the {engine.info.kind} engine failed: {failed[0].error}")
+    # A server's bad hour must not become rejected rows for good; what it did answer is in the journal.
+    if passing := [a for a in failed if a.error.startswith(PASSING_FAULTS)]:
+        raise StepError(
+            f"{label}: {len(passing)} of {len(calls)} calls of the {engine.info.kind} engine failed for a passing reason "
+            f"({passing[0].error}); run the same command again, the answered ones are kept"
+        )
     return {ask.id: results[ask.id] for ask in asks}
 
 

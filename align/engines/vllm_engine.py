@@ -64,6 +64,7 @@ class VllmEngine:
             "max_num_seqs": max_num_seqs,
             "gpu_memory_utilization": gpu_memory_utilization,
             "seed": seed,
+            "load_format": "safetensors",  # "auto" falls back to pickled weights
             # Ours decide: "auto" would let the model's generation_config.json change temperature and penalties.
             "generation_config": "vllm",
             # Small models asked for JSON otherwise write blanks until max_tokens.

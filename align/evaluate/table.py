@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,10 +40,11 @@ def eval_results(
 
 
 def _per_prompt(rows: Sequence[EvalResult], column: str) -> dict[str, float]:
-    """Mean over a prompt's answers."""
+    """Mean over a prompt's answers; one without a finite value is left out, and `compared` in the table says so."""
     values: dict[str, list[float]] = {}
     for row in rows:
-        values.setdefault(row.prompt_id, []).append(float(getattr(row, column)))
+        if math.isfinite(value := float(getattr(row, column))):
+            values.setdefault(row.prompt_id, []).append(value)
     return {prompt: float(np.mean(v)) for prompt, v in values.items()}
 
 
@@ -61,6 +63,7 @@ def model_table(rows: Sequence[EvalResult], models: Sequence[str], baseline: str
             if model != baseline:
                 won = wins([mine[p] for p in shared], [theirs[p] for p in shared])
                 entry[f"{role}_win_rate"] = mean_with_interval(won, seed=seed)
+                entry[f"{role}_compared"] = len(shared)
         for column in ("num_tokens", "finished", "repetition", "language_match"):
             values = [float(getattr(r, column)) for r in ours]
             entry[column] = round(float(np.mean(values)), 4) if values else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -81,6 +82,9 @@ class EngineSpec(Strict):
 
     @model_validator(mode="after")
     def _used(self) -> EngineSpec:
+        parts = urlsplit(self.base_url or "")
+        if "@" in parts.netloc or parts.query:
+            raise ValueError("base_url holds a user name, a password or a key; put the key in a variable (api_key_env)")
         if (self.kind == "openai") != (self.base_url is not None):
             raise ValueError("base_url goes with kind: openai, and kind: openai needs it")
         if (self.kind == "replay") != (self.replay_path is not None):

@@ -126,6 +126,12 @@ class TrainSpec(Strict):
     )
     save_steps: Annotated[int, Number, Field(ge=0)] = Field(0, description="Between checkpoints; 0: two minutes.")
 
+    @model_validator(mode="after")
+    def _whole(self) -> TrainSpec:
+        if self.batch_size % self.micro_batch:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}")
+        return self
+
 
 class SftSpec(TrainSpec):
     """SFT of M0, on assistant tokens only."""
@@ -318,6 +324,12 @@ class Recipe(Strict):
                 _known(stage.reference, known, f"stages.{k}.reference")
             for name in stage.sample.models:
                 _known(name, known, f"stages.{k}.sample.models")
+        writing = ("taxonomy", "instructions", "evolution", "answers")
+        limits = {f"{key}.sampling": getattr(self, key).sampling.max_tokens for key in writing}
+        limits |= {f"stages.{k}.sample": stage.sample.max_tokens for k, stage in enumerate(self.stages)}
+        for where, limit in {**limits, "evaluation": self.evaluation.max_tokens}.items():
+            if limit >= self.engine.max_model_len:
+                raise ValueError(f"{where}.max_tokens: {limit} leaves no room for a prompt in engine.max_model_len")
         for name in (*self.evaluation.models, self.evaluation.baseline):
             _known(name, [*self.models, *trained], "evaluation")
         if self.evaluation.baseline not in self.evaluation.models:

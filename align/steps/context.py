@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from align.core.artifact import Artifact, Manifest, StepFolder
 from align.core.chat import Chat
 from align.core.errors import UserError
+from align.core.hashing import FileHashes
 from align.core.rows import Instruction
 from align.engines.open import open_engine
 from align.engines.protocol import Engine, Sampling
@@ -79,6 +80,7 @@ class Process:
                 max_retries=spec.max_retries,
                 replay_path=Path(spec.replay_path) if spec.replay_path else None,
                 record_with=spec.record_with,
+                model_fingerprint=FileHashes(self.run_dir / ".hashes.json").model(folder),
             )
             self._open[name] = (engine, chat)
         return self._open[name]

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.core.artifact import Manifest
+from align.core.errors import UserError
 from align.recipe.base import BASE_MODEL
 from align.recipe.schema import Recipe
 from align.steps.table import Planned, engine_kind, missing_builtins, model_path, splits
 
 # Parameters x tokens per second on two cores, by kind of work.
-RATES = {"engine": 300 * 135e6, "train": 380 * 135e6, "score": 1000 * 135e6}
+RATES = {"engine": 300 * 135e6, "train": 250 * 135e6, "score": 1000 * 135e6}
 PROCESS_SECONDS = {"engine": 20.0, "train": 10.0, "score": 10.0}
 PROMPT_TOKENS = 60  # of an instruction with its template
 KEPT = {"taxonomy": 0.75, "instruct": 0.6, "evolve": 0.5, "sft.data": 0.8, "pair": 0.4}  # measured on the quickstart
@@ -42,9 +43,14 @@ def parameter_count(folder: Path) -> float:
     """Parameters of a model folder, from the headers of its safetensors files; 135M where it is not built yet."""
     total = 0
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
+        try:
+            with path.open("rb") as handle:
+                (length,) = struct.unpack("<Q", handle.read(8))
+                if length > path.stat().st_size:
+                    raise ValueError("the header is longer than the file")
+                header = json.loads(handle.read(length))
+        except (struct.error, ValueError) as error:
+            raise UserError(f"{path}: not a safetensors file, perhaps a git-lfs pointer ({error})") from None
         total += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
     return float(total) if total else 135e6
 

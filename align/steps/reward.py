@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from align.core.artifact import read_rows
 from align.core.errors import UserError
 from align.core.hashing import content_id
 from align.core.progress import Progress
@@ -31,15 +32,15 @@ def run_sample(ctx: Context) -> None:
     model = ctx.step.config["model"]
     prompts = ctx.prompts(ctx.step.config["split"], spec.max_prompts)
     engine, chat = ctx.process.engine(model)
-    produced: list[Response] = []
     for shard in ctx.out.pending(len(prompts)):
         rows, rejects = sample_responses(
             engine, chat, prompts[shard.start : shard.stop], model=model, n=spec.n, sampling=sampling(spec),
             run_seed=ctx.seed, purpose=ctx.step.name.rsplit(".", 1)[0],
             journal=ctx.out.journal(f"calls-{shard.index:05d}"),
         )  # fmt: skip
-        produced += rows
         ctx.out.write_shard(shard.index, rows, rejects, asked=(shard.stop - shard.start) * spec.n)
+    # Read back, so that the numbers are of the whole step also after a resume.
+    produced = list(read_rows(ctx.out.folder, Response))
     finished = sum(r.finish_reason == "stop" for r in produced)
     distinct = len({(r.prompt_id, tuple(r.token_ids)) for r in produced})
     ctx.finish(
@@ -62,9 +63,11 @@ def run_reward_data(ctx: Context) -> None:
             ctx.rows("sft.data", SftExample), run_seed=ctx.seed, operators=spec.operators, held_out=spec.held_out,
             per_example=spec.per_example,
         )  # fmt: skip
-    if not any(r.split == "train" for r in rows):
-        raise UserError(f"reward_data: no training pair came out of {len(rows) + len(rejects)}; see {ctx.out.folder}")
     ctx.out.write_all(rows, rejects, asked=len(rows) + len(rejects))
+    if not any(r.split == "train" for r in rows):
+        raise UserError(
+            f"reward_data: no training pair came out of {len(rows) + len(rejects)}; see {ctx.out.folder}/rejects"
+        )
     ctx.finish(by_split=dict(Counter(r.split for r in rows)), by_degradation=dict(Counter(r.degradation for r in rows)))
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from align.builtin_models import builtin_folder, is_built
-from align.core.artifact import Manifest
+from align.core.artifact import Manifest, work_state
 from align.core.errors import UserError
-from align.core.hashing import FileHashes, fingerprint
+from align.core.hashing import FileHashes, file_sha256, fingerprint
 from align.core.records import expand_paths
 from align.core.rows import (
     Document,
@@ -32,6 +31,7 @@ from align.recipe.schema import Recipe, RewardModelSpec, StageSpec
 
 # Raised when the meaning of rows or of a step's work changes: everything is made anew.
 CODE_SCHEMA = 1
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 REWARD_ROLES = ("selector", "validator")
 
 
@@ -97,7 +97,9 @@ def _engine_config(recipe: Recipe) -> dict[str, Any]:
     """What of the engine section changes answers: not the batch size, the address or the time-outs."""
     engine = recipe.engine
     kind = engine.record_with or engine_kind(recipe)
-    served = {"model_names": engine.model_names} if kind == "openai" else {}
+    served: dict[str, Any] = {"model_names": engine.model_names} if kind == "openai" else {}
+    if engine.replay_path and not engine.record_with:
+        served = {"replay": file_sha256(Path(engine.replay_path))} if Path(engine.replay_path).is_file() else {}
     return {"kind": kind, "dtype": engine.dtype, "max_model_len": engine.max_model_len, **served}
 
 
@@ -190,11 +192,12 @@ def _sft_and_reward_steps(recipe: Recipe) -> Iterator[Step]:
             config={**_dump(data, "path"), "seed": recipe.seed}, about="pairs that teach the reward models",
         )  # fmt: skip
     for role in trained:
-        spec = getattr(recipe.reward_models, role).train
+        spec, precision = getattr(recipe.reward_models, role).train, getattr(recipe.reward_models, role).precision
         yield Step(
             name=f"reward.{role}", verb="reward", folder=f"reward/{role}", row_type=TrainedExample,
             inputs=("reward.data",), models=(model_path(spec.backbone),), process="train:reward",
-            config={**_dump(spec, "backbone"), "seed": recipe.seed}, about=f"train the {role} (Bradley-Terry)",
+            config={**_dump(spec, "backbone"), "precision": precision, "seed": recipe.seed},
+            about=f"train the {role} (Bradley-Terry)",
         )  # fmt: skip
 
 
@@ -226,7 +229,7 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
     yield Step(
         name=f"stage{k}.pair", verb="pair", stage=k, folder=f"stage{k}/pair", row_type=Preference,
         inputs=("evolve", *samples, *(f"stage{k}.score.{role}" for role in REWARD_ROLES)),
-        config={**_dump(stage.pair), "max_length": stage.train.max_length},
+        config=_dump(stage.pair),
         about="best and worst by the selector, where the validator agrees",
     )  # fmt: skip
     made, outside = _uses(recipe, stage.init, *([stage.reference] if stage.reference else []))
@@ -259,7 +262,8 @@ def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
             inputs=("evolve", *samples, *made), models=outside,
             config={"precision": judge.precision, "max_length": judge.max_length}, about=f"the {role} judges them",
         )  # fmt: skip
-    made, outside = _uses(recipe, *spec.models)
+    # KL is to M0 and to the model that each was trained from, evaluated or not.
+    made, outside = _uses(recipe, *spec.models, SFT_MODEL, *(s.init for s in recipe.stages if s.name in spec.models))
     yield Step(
         name="eval", verb="eval", folder="eval/result", row_type=EvalResult, process="judge", models=outside,
         inputs=("evolve", *samples, *(f"eval.score.{role}" for role in REWARD_ROLES), *made),
@@ -318,13 +322,12 @@ def plan_steps(steps: list[Step], run_dir: Path, hashes: FileHashes) -> list[Pla
             and manifest.fingerprint == value
             and all(p.done for p in above)
             and manifest.inputs == digests
+            and manifest.complete(folder)
         )
         if done and manifest is not None:
             manifests[step.name] = manifest
-        state = folder / "_work" / "state.json"
-        started = False
-        if not done and value is not None and state.exists():
-            started = json.loads(state.read_text()).get("fingerprint") == value
+        state = work_state(folder)
+        started = not done and state is not None and state["fingerprint"] == value and state["inputs"] == digests
         planned[step.name] = Planned(step=step, fingerprint=value, done=done, started=started, input_digests=digests)
     return list(planned.values())
 
@@ -337,6 +340,10 @@ def _outside(step: Step, hashes: FileHashes) -> list[str] | None:
             if folder.parent == builtin_folder("tiny-llama").parent:
                 return None
             raise UserError(f"{folder}: no model there (config.json is missing)")
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(f"{folder}: no *.safetensors there; other weight formats are not loaded")
+        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            raise UserError(f"{folder}: no tokenizer there (none of {', '.join(TOKENIZER_FILES)})")
         values.append(hashes.model(folder))
     for file in step.files:
         if not file.is_file():

@@ -67,7 +67,7 @@ def run_preference(ctx: Context) -> None:
 
     stage = ctx.recipe.stages[ctx.step.stage - 1]
     model = ctx.process.model_folder(stage.init)
-    for name in stage.sample.models:
+    for name in dict.fromkeys([*stage.sample.models, *([stage.reference] if stage.reference else [])]):
         _same_tokenizer(model, ctx.process.model_folder(name), name)
     chat = Chat.load(model)
     examples = [
@@ -96,10 +96,10 @@ def run_preference(ctx: Context) -> None:
 
 
 def _same_tokenizer(trained: Path, sampled: Path, name: str) -> None:
-    """Sampled token ids can only train a model that reads them the same way."""
+    """Token ids mean the same only to models with the same tokenizer: those sampled from, trained, and the reference."""
     one, other = trained / "tokenizer.json", sampled / "tokenizer.json"
     if one.is_file() and other.is_file() and file_sha256(one) != file_sha256(other):
         raise UserError(
-            f"sample.models: {name} has another tokenizer than the model being trained ({other}); its token ids mean "
-            "other text. Sample from models of the same family"
+            f"{name} has another tokenizer than the model being trained ({other}); its token ids mean "
+            "other text. Use models of one family"
         )

@@ -98,6 +98,7 @@ def training_arguments(options: TrainOptions, num_examples: int, checkpoint_dir:
         save_strategy="steps" if options.save_steps else "no",
         save_steps=options.save_steps or 1,
         report_to="none",
+        use_cpu=training_device().type == "cpu",  # the Trainer would take a Mac's GPU, where the reference is not
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=training_device().type == "cuda",

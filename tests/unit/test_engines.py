@@ -218,7 +218,8 @@ def test_transformers_refuses_what_does_not_fit(engine: TransformersEngine, chat
 class Scripted:
     """Answers with the request's seed as its tokens; `fail` names requests that get an error, `die_after` calls."""
 
-    def __init__(self, fail: Sequence[str] = (), die_after: int = 10**6) -> None:
+    def __init__(self, fail: Sequence[str] = (), die_after: int = 10**6, fault: str = "http_500: out of order") -> None:
+        self._fault = fault
         self.info = EngineInfo(kind="scripted", version="1", max_model_len=64, deterministic=True, flags={})
         self.asked: list[str] = []
         self._fail = fail
@@ -230,7 +231,7 @@ class Scripted:
                 raise KeyboardInterrupt
             self.asked.append(asked.id)
             if asked.id in self._fail:
-                yield Answered(request_id=asked.id, completions=(), error="http_500: out of order")
+                yield Answered(request_id=asked.id, completions=(), error=self._fault)
             else:
                 drawn = tuple(Completion(token_ids=(asked.seed, i), finish_reason="stop") for i in range(asked.n))
                 yield Answered(request_id=asked.id, completions=drawn)
@@ -300,9 +301,11 @@ def test_complete_turns_chat_errors_into_rejects(tmp_path: Path, chat: Chat, mon
 
 
 def test_complete_failed_calls(tmp_path: Path, chat: Chat) -> None:
-    some = run(Scripted(fail=["p0"]), chat, Journal(tmp_path / "j"), asks("p0", "p1"))
-    assert some["p0"].error == "http_500: out of order"
-    assert not some["p1"].error
+    with pytest.raises(StepError, match=r"1 of 2 calls .* failed for a passing reason \(http_500: out of order\)"):
+        run(Scripted(fail=["p0"]), chat, Journal(tmp_path / "j"), asks("p0", "p1"))
+    refused = run(Scripted(fail=["p0"], fault="http_400: bad prompt"), chat, Journal(tmp_path / "i"), asks("p0", "p1"))
+    assert refused["p0"].error == "http_400: bad prompt"
+    assert not refused["p1"].error
     retried = Scripted()
     assert not run(retried, chat, Journal(tmp_path / "j"), asks("p0", "p1"))["p0"].error
     assert retried.asked == ["p0"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,10 @@ def test_a_begun_step_is_known_from_a_stale_one(project: Project) -> None:
     folder = project.run_dir / "eval" / "result"
     manifest = Artifact(folder).manifest
     shutil.rmtree(folder)
-    StepFolder(folder, step="eval", fingerprint=manifest.fingerprint, inputs={}, row_type=Document, seed=17)
+    known = {"step": "eval", "fingerprint": manifest.fingerprint, "row_type": Document, "seed": 17}
+    StepFolder(folder, **known, inputs={})
+    assert {p.step.name: p.started for p in project.plan()}["eval"] is False  # begun on other inputs
+    StepFolder(folder, **known, inputs=manifest.inputs)
     states = {p.step.name: (p.done, p.started) for p in project.plan()}
     assert states["eval"] == (False, True) and states["report"] == (False, False)
     assert {p.step.name: p.started for p in project.plan("evaluation.baseline=M1")}["eval"] is False
@@ -306,7 +310,9 @@ def test_a_finished_run_has_nothing_to_do(project: Project) -> None:
     lines: list[str] = []
     recipe = load_recipe(project.folder / "recipe.yaml")
     for name in ("base", "judge", "backbone"):
-        (project.folder / f"models/{name}/model.safetensors").unlink()
+        header = b'{"w": {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]}}'
+        weights = struct.pack("<Q", len(header)) + header + bytes(48)
+        (project.folder / f"models/{name}/model.safetensors").write_bytes(weights)
     (project.folder / "models/base/config.json").write_text("{}")
     shutil.rmtree(project.run_dir)
     for planned in project.plan():
