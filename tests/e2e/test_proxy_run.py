@@ -19,7 +19,7 @@ from align.core.rows import Preference, Response, Score
 from tests.regression.compare import ENVIRONMENT, ROOT
 
 PROXY = ROOT / "recipes/proxy.yaml"
-STEPS = 30
+STEPS = 29
 
 
 def align(*args: str, run_dir: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -225,7 +225,7 @@ def test_trace_walks_from_a_pair_to_its_document(proxy_run: Path) -> None:
     pair = Artifact(proxy_run / "stage1/pair").rows(Preference)[0]
     result = align("trace", pair.id, run_dir=proxy_run)
     assert result.returncode == 0, result.stderr
-    for step in ("stage1.pair", "evolve", "taxonomy", "corpus"):
+    for step in ("stage1.pair", "instruct", "taxonomy", "corpus"):
         assert f"\n{step} " in f"\n{result.stdout}", step
 
 

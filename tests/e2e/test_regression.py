@@ -24,7 +24,7 @@ def test_proxy_run_agrees_with_the_golden_file(proxy_run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "command", "step"),
+    ("file", "old", "new", "commands", "step"),
     [
         (
             "align/train/losses.py",
@@ -42,16 +42,16 @@ def test_proxy_run_agrees_with_the_golden_file(proxy_run: Path) -> None:
         ),
         (
             "reward/pairs.py",
-            "return scores.index(max(scores)), scores.index(min(scores))",
-            "return scores.index(min(scores)), scores.index(max(scores))",
-            "pair --stage 1",
-            "stage1.pair",
+            "    chosen, rejected = candidates[winner], candidates[loser]\n",
+            "    chosen, rejected = candidates[loser], candidates[winner]\n",
+            "pair --stage 1, dpo --stage 1",
+            "stage1.train",
         ),
     ],
     ids=["sign of the DPO margin", "EOS out of the mask", "yw and yl swapped"],
 )
 def test_seeded_bug_is_found(
-    file: str, old: str, new: str, command: str, step: str, proxy_run: Path, tmp_path: Path
+    file: str, old: str, new: str, commands: str, step: str, proxy_run: Path, tmp_path: Path
 ) -> None:
     """The step that the bug sits in runs again on a copy of the run, with the bug in; the comparison must not pass."""
     code = tmp_path / "code"
@@ -63,8 +63,9 @@ def test_seeded_bug_is_found(
     run_dir = tmp_path / "run"
     shutil.copytree(proxy_run, run_dir)
     clean = measure(run_dir)
-    shutil.rmtree(run_dir / {"sft": "sft/train", "stage1.train": "stage1/train", "stage1.pair": "stage1/pair"}[step])
-    run_proxy(run_dir, python_path=code, command=command)
+    for command in commands.split(", "):
+        shutil.rmtree(run_dir / {"sft": "sft/train", "dpo": "stage1/train", "pair": "stage1/pair"}[command.split()[0]])
+        run_proxy(run_dir, python_path=code, command=command)
     now = measure(run_dir)
     assert differences(clean, now, exact=True, steps=(step,))
     reference = golden()
