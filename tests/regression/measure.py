@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from align.core.hashing import content_id
+
 PACKAGES = ("torch", "transformers", "trl", "tokenizers", "numpy", "scikit-learn")
 # What is known before any token is sampled; it must agree closely on every machine.
 BEFORE_SAMPLING = ("corpus", "taxonomy", "instruct", "sft.data", "sft", "reward.data")
@@ -16,11 +18,16 @@ HISTORY_COLUMNS = ("loss", "margin", "chosen_logps", "rejected_logps", "grad_nor
 
 def environment() -> dict[str, str]:
     """Versions, and the processor as far as it decides rounding."""
+    known: dict[str, str] = {}
     cpu = Path("/proc/cpuinfo")
-    model = ""
     if cpu.is_file():
-        model = next((x.split(":", 1)[1].strip() for x in cpu.read_text().splitlines() if x.startswith("model name")), "")
-    return {**{p: metadata.version(p) for p in PACKAGES}, "cpu": model or platform.processor()}
+        for line in cpu.read_text().splitlines():
+            name, _, value = line.partition(":")
+            known.setdefault(name.strip(), value.strip())
+    # Virtual machines hide the model's number, so what the processor can do is part of its name.
+    features = content_id(sorted(known.get("flags", "").split()))
+    model = known.get("model name") or platform.processor()
+    return {**{p: metadata.version(p) for p in PACKAGES}, "cpu": f"{model} {features}"}
 
 
 def measure(run_dir: Path) -> dict[str, Any]:
