@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,9 @@ def _make_absolute(data: Any, loc: Loc, base: Path) -> None:
         elif isinstance(value, str):
             data[key] = str(base / Path(value).expanduser())
         elif isinstance(value, list):
-            data[key] = [str(base / Path(v).expanduser()) if isinstance(v, str) else v for v in value]
+            # Only corpus.paths is a list; its entries are patterns, and the folder's own name is none.
+            root = Path(glob.escape(str(base)))
+            data[key] = [str(root / Path(v).expanduser()) if isinstance(v, str) else v for v in value]
 
 
 def _lines(node: yaml.Node | None, loc: Loc, path: Path) -> Iterator[tuple[Loc, int]]:
