@@ -129,7 +129,7 @@ def kill_when(run_dir: Path, ready: Callable[[], bool]) -> str:
         while not ready():
             assert run.poll() is None, f"the run ended before it could be killed:\n{Path(out.name).read_text()}"
             assert time.monotonic() < deadline, "what was waited for never came"
-            time.sleep(0.02)
+            time.sleep(0.005)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
     return Path(out.name).read_text()
