@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +100,3 @@ class FileHashes:
         files = [p for name in names if (p := folder / name).is_file()]
         files += sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*_model*.bin"))
         return fingerprint({p.name: self.sha256(p) for p in files})
-
-
-def merge_counts(into: dict[str, int], more: Mapping[str, int]) -> None:
-    """Add the counts of `more` to `into`, in place."""
-    for key, value in more.items():
-        into[key] = into.get(key, 0) + value
