@@ -17,6 +17,8 @@ from align.core.errors import StepError, UserError
 if TYPE_CHECKING:
     from align.runner import Run
 
+# One command per loss, under the loss's own name; a test compares them with the recipe's.
+LOSS_VERBS = ("dpo", "ipo", "dpo_norm", "simpo", "simper", "orpo")
 STEP_VERBS = {
     "taxonomy": "documents to knowledge units in their topics",
     "instruct": "knowledge units to instructions",
@@ -27,12 +29,11 @@ STEP_VERBS = {
     "sample": "sample responses for a stage",
     "score": "score a stage's responses with both reward models",
     "pair": "turn scores into preference pairs",
-    "dpo": "train a stage whose loss is dpo",
-    "simpo": "train a stage whose loss is simpo",
+    **{loss: f"train a stage whose loss is {loss}" for loss in LOSS_VERBS},
     "eval": "sample, judge and compare the models on held-out prompts",
     "report": "write report/index.html",
 }
-STAGE_VERBS = ("sample", "score", "pair", "dpo", "simpo")
+STAGE_VERBS = ("sample", "score", "pair", *LOSS_VERBS)
 EPILOG = """first steps:
   align init quickstart    copy a starter recipe into this folder
   align check              validate it and print the plan
@@ -151,7 +152,7 @@ def wanted_steps(run: Run, verb: str, stage: int) -> list[str]:
         if not 1 <= stage <= len(stages):
             raise UserError(f"--stage {stage}: the recipe has stages 1 to {len(stages)}")
         loss = stages[stage - 1].train.loss
-        if verb in ("dpo", "simpo") and verb != loss:
+        if verb in LOSS_VERBS and verb != loss:
             raise UserError(f"stage {stage} trains with loss {loss}: run `align {loss} --stage {stage}`")
     steps = [s.name for s in run.steps() if s.verb == verb and (verb not in STAGE_VERBS or s.stage == stage)]
     if not steps:

@@ -55,7 +55,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if "No space left" in text:
         return f"no space left on the disk ({text}); make room and run the same command again", UserError.exit_code
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return "out of memory; lower micro_batch or max_length and run the same command again", UserError.exit_code
+        return "out of memory; lower micro_batch_tokens or max_length and run the same command again", UserError.exit_code
     return f"{type(error).__name__}: {text}", StepError.exit_code
 
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from align.core.errors import UserError
-from align.recipe.schema import Recipe
+from align.recipe.schema import NEEDS_REFERENCE, Recipe
 
 Loc = tuple[str | int, ...]
 
@@ -151,12 +151,13 @@ def _models(annotation: Any, star: bool = False) -> Iterator[tuple[type[BaseMode
 
 def _explain(error: Any, lines: dict[Loc, int], path: Path) -> str:
     loc: Loc = tuple(error["loc"])
-    # pydantic puts the chosen branch of a union (dpo, simpo) into the location; the file has no such key.
-    loc = tuple(part for i, part in enumerate(loc) if not (part in ("dpo", "simpo") and i and loc[i - 1] == "train"))
+    # pydantic puts the chosen branch of a union (dpo, simpo, ...) into the location; the file has no such key.
+    loc = tuple(part for i, part in enumerate(loc) if not (part in NEEDS_REFERENCE and i and loc[i - 1] == "train"))
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"].startswith("union_tag"):
         loc = (*loc, "loss")
-        message = f"Input should be {' or '.join(error['ctx'].get('expected_tags', 'dpo, simpo').split(', '))}"
+        *names, last = map(repr, NEEDS_REFERENCE)
+        message = f"Input should be {', '.join(names)} or {last}"
     if not loc and (named := re.match(r"([a-z_]+(?:\.\w+)*): ", message)):
         # A check across sections names the place itself.
         loc = tuple(int(p) if p.isdigit() else p for p in named[1].split("."))
@@ -172,19 +173,31 @@ def _explain(error: Any, lines: dict[Loc, int], path: Path) -> str:
     return f"{where}: {message}{value}"
 
 
+# A key that two programs read differently, so that recipes may not use it.
+AMBIGUOUS = {
+    "gamma": "SimPO's margin is gamma_absolute (the margin itself, as in the paper's equation and as gamma was here) or "
+    "gamma_over_beta (the ratio gamma/beta, as in SimPO's code)"
+}
+
+
 def _suggest(loc: Loc) -> str:
     key = str(loc[-1])
+    if key in AMBIGUOUS:
+        return f"; {AMBIGUOUS[key]}"
     # Entries of lists and of `models` have names of their own.
     parent = tuple("*" if isinstance(p, int) or loc[:i] == ("models",) else p for i, p in enumerate(loc[:-1]))
-    here, elsewhere = set(), []
+    here: set[str] = set()
+    elsewhere: list[str] = []
+    losses: list[str] = []
     for place, model in _fields(Recipe):
         if key in model.model_fields and place == parent:
-            losses = get_args(model.model_fields["loss"].annotation)
-            return f" for this loss; it goes with loss: {', '.join(losses)}"
+            losses += get_args(model.model_fields["loss"].annotation)
         if place == parent:
             here |= set(model.model_fields)
         if key in model.model_fields:
             elsewhere.append(".".join(map(str, (*place, key))))
+    if losses:
+        return f" for this loss; it goes with loss: {', '.join(losses)}"
     # A key that another section really has is more likely misplaced than misspelt.
     if elsewhere and not difflib.get_close_matches(key, here, 1, 0.8):
         return f"; it belongs at {' or '.join(dict.fromkeys(elsewhere[:2]))}"

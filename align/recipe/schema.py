@@ -26,6 +26,16 @@ from align.recipe.base import (
     Share,
     Strict,
 )
+from align.recipe.training import (
+    NEEDS_REFERENCE,
+    DpoNormSpec,
+    DpoSpec,
+    IpoSpec,
+    OrpoSpec,
+    SftSpec,
+    SimperSpec,
+    SimpoSpec,
+)
 
 
 class CorpusSpec(Strict):
@@ -106,40 +116,6 @@ class AnswersSpec(Strict):
     sampling: SamplingSpec = SamplingSpec(temperature=0.5, min_p=0.1, max_tokens=160)
 
 
-class TrainSpec(Strict):
-    """What SFT and preference training share."""
-
-    epochs: Count = 1
-    batch_size: Count = Field(16, description="Dialogues or pairs per optimizer step, over all devices.")
-    micro_batch: Count = Field(2, description="Of these, how many go through the model at once; changes speed, not results.")
-    warmup_ratio: Share = 0.1
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: Annotated[float, Number, Field(ge=0)] = 0.0
-    max_grad_norm: Positive = 1.0
-    max_length: Count = Field(1024, description="Longer examples are dropped and counted, never cut.")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="bf16: float32 weights under bfloat16 autocast; auto: bf16 where the device has it."
-    )
-    gradient_checkpointing: bool = False
-    save_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Of the saved weights; auto: the init model's. bfloat16 rounds small updates of short runs away."
-    )
-    save_steps: Annotated[int, Number, Field(ge=0)] = Field(0, description="Between checkpoints; 0: two minutes.")
-
-    @model_validator(mode="after")
-    def _whole(self) -> TrainSpec:
-        if self.batch_size % self.micro_batch:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}")
-        return self
-
-
-class SftSpec(TrainSpec):
-    """SFT of M0, on assistant tokens only."""
-
-    init: str = Field(BASE_MODEL, description="The model to start from.")
-    learning_rate: Positive = 2.0e-5
-
-
 class RewardTrainSpec(Strict):
     """Bradley-Terry training of a reward model with TRL's RewardTrainer."""
 
@@ -215,40 +191,6 @@ class PairSpec(Strict):
     min_margin: Annotated[float, Number, Field(ge=0)] = Field(0.0, description="Smallest selector score difference.")
 
 
-class PreferenceTrainSpec(TrainSpec):
-    """What DPO and SimPO share."""
-
-    learning_rate: Positive = Field(5.0e-7, description="Published runs lie between 3e-7 and 1e-6.")
-    batch_size: Count = Field(128, description="Pairs per optimizer step; published runs use 128.")
-    allow_high_learning_rate: bool = Field(
-        False, description="Needed above 2e-6, where SimPO is known to collapse into repetition on large models."
-    )
-
-    @model_validator(mode="after")
-    def _rate(self) -> PreferenceTrainSpec:
-        if self.learning_rate > 2e-6 and not self.allow_high_learning_rate:
-            raise ValueError(
-                f"learning_rate {self.learning_rate:g} is above 2e-6; write allow_high_learning_rate: true if you mean it"
-            )
-        return self
-
-
-class DpoSpec(PreferenceTrainSpec):
-    """DPO (arXiv 2305.18290)."""
-
-    loss: Literal["dpo"]
-    beta: Positive = 0.1
-    label_smoothing: Annotated[float, Number, Field(ge=0, lt=0.5)] = Field(0.0, description="cDPO's label-flip rate.")
-
-
-class SimpoSpec(PreferenceTrainSpec):
-    """SimPO (arXiv 2405.14734)."""
-
-    loss: Literal["simpo"]
-    beta: Positive = 2.5
-    gamma: Annotated[float, Number, Field(ge=0)] = Field(1.25, description="Absolute margin, not the ratio gamma/beta.")
-
-
 class StageSpec(Strict):
     """One stage: sample, score, pair, train. `init`, `reference` and the sampled models are always written out."""
 
@@ -257,14 +199,14 @@ class StageSpec(Strict):
     reference: str | None = None
     sample: StageSampleSpec
     pair: PairSpec = PairSpec()
-    train: Annotated[DpoSpec | SimpoSpec, Field(discriminator="loss")]
+    train: Annotated[DpoSpec | IpoSpec | DpoNormSpec | SimpoSpec | SimperSpec | OrpoSpec, Field(discriminator="loss")]
 
     @model_validator(mode="after")
     def _reference(self) -> StageSpec:
-        if self.train.loss == "dpo" and self.reference is None:
-            raise ValueError("loss dpo needs a reference: write which model it is")
-        if self.train.loss == "simpo" and self.reference is not None:
-            raise ValueError("loss simpo is reference-free: remove the key reference")
+        if NEEDS_REFERENCE[self.train.loss] and self.reference is None:
+            raise ValueError(f"loss {self.train.loss} needs a reference: write which model it is")
+        if not NEEDS_REFERENCE[self.train.loss] and self.reference is not None:
+            raise ValueError(f"loss {self.train.loss} is reference-free: remove the key reference")
         return self
 
 

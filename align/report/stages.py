@@ -27,6 +27,11 @@ PAIR_REASONS = (
     "margin_below_minimum",
     "identical_after_truncation",
 )
+# What a stage's training is described by, whichever of these its loss has.
+SHOWN_OPTIONS = (
+    "beta", "tau", "gamma_absolute", "gamma_over_beta", "odds_ratio_weight", "label_smoothing", "robust", "nll_weight",
+    "learning_rate", "epochs", "batch_size",
+)  # fmt: skip
 SAMPLE_PAIRS = 4
 
 
@@ -90,7 +95,7 @@ def _stage(run_dir: Path, recipe: Mapping[str, Any], k: int) -> Stage:
         number=k,
         name=str(spec.get("name") or f"stage {k}"),
         loss=str(train.get("loss") or ""),
-        options={key: train[key] for key in ("beta", "gamma", "learning_rate", "epochs", "batch_size") if key in train},
+        options={key: train[key] for key in SHOWN_OPTIONS if train.get(key)},  # 0, false and null do nothing
         samples=samples,
         points=points,
         correlation=correlation(points),

@@ -11,14 +11,16 @@ import math
 import shutil
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from align.core.artifact import Manifest
 from align.core.errors import UserError
 from align.recipe.base import BASE_MODEL
 from align.recipe.schema import Recipe
+from align.recipe.training import TrainSpec
 from align.steps.table import Planned, engine_kind, missing_builtins, model_path, splits
+from align.train.memory import ModelShape, training_memory
 
 # Parameters x tokens per second on two cores, by kind of work.
 RATES = {"engine": 300 * 135e6, "train": 250 * 135e6, "score": 1000 * 135e6}
@@ -27,6 +29,7 @@ PROMPT_TOKENS = 60  # of an instruction with its template
 KEPT = {"taxonomy": 0.75, "instruct": 0.6, "evolve": 0.5, "sft.data": 0.8, "pair": 0.4}  # measured on the quickstart
 ANSWER_SHARE = 0.7  # of max_tokens that an answer uses
 ENGINE_CACHE_GIB = 2.0
+REWARD_ACTIVATIONS_GIB = 1.5  # of a batch of 8 pairs of 300 tokens, and the runtime
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ def parameter_count(folder: Path) -> float:
     return float(total) if total else 135e6
 
 
+def stored_bytes(folder: Path) -> int:
+    """Bytes per weight in a model's files, to the nearest of 2 and 4."""
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return 2 if size < 3 * parameter_count(folder) else 4
+
+
 def _lines(files: Sequence[Path]) -> int:
     count = 0
     for path in files:
@@ -79,14 +88,14 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
         seconds = PROCESS_SECONDS["engine"] + base * rows * answer * ANSWER_SHARE / RATES["engine"]
         return Estimate(rows, tokens, base * 2 / 2**30 + ENGINE_CACHE_GIB, seconds)
 
-    def train(examples: float, tokens: float, params: float, epochs: int, micro: int, length: int, vocab: int) -> Estimate:
-        # float32 weights, gradients and two Adam moments; logits, their log-softmax and gradient of a micro-batch.
-        memory = (params * 16 + micro * length * vocab * 12) / 2**30
-        return Estimate(
-            examples, tokens * epochs, memory, PROCESS_SECONDS["train"] + params * tokens * epochs / RATES["train"]
-        )
+    def seconds_of(tokens: float, params: float) -> float:
+        return PROCESS_SECONDS["train"] + params * tokens / RATES["train"]
 
-    vocab = _vocabulary(model_path(recipe.models[BASE_MODEL]))
+    def train(examples: float, tokens: float, spec: TrainSpec, prompt: float) -> Estimate:
+        """`tokens` of an epoch in shared rows; `prompt` is the prompts' share of them."""
+        memory = training_gib(model_path(recipe.models[BASE_MODEL]), base, spec, tokens / max(examples, 1), prompt)
+        return Estimate(examples, tokens * spec.epochs, memory, seconds_of(tokens * spec.epochs, base))
+
     result = {
         "corpus": Estimate(documents),
         "taxonomy": generate(units, 150, recipe.taxonomy.sampling.max_tokens / recipe.taxonomy.units_per_document),
@@ -94,7 +103,7 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
         "evolve": generate(pool, 60, recipe.evolution.sampling.max_tokens / 2 * recipe.evolution.share),
         "respond": generate(pool * share["sft"], PROMPT_TOKENS + 30, recipe.answers.sampling.max_tokens),
         "sft.data": Estimate(sft),
-        "sft": train(sft, sft * 140, base, recipe.sft.epochs, recipe.sft.micro_batch, recipe.sft.max_length, vocab),
+        "sft": train(sft, sft * 140, recipe.sft, PROMPT_TOKENS / 140),
         "reward.data": Estimate(sft * recipe.reward_data.per_example),
         "report": Estimate(0),
     }
@@ -104,7 +113,9 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
         score_params[role] = parameter_count(model_path(spec.train.backbone) if spec.train else Path(spec.path))
         if spec.train:
             pairs = sft * recipe.reward_data.per_example
-            result[f"reward.{role}"] = train(pairs, pairs * 280, score_params[role], spec.train.epochs, 8, 300, 1)
+            tokens = pairs * 280 * spec.train.epochs
+            memory = score_params[role] * 16 / 2**30 + REWARD_ACTIVATIONS_GIB
+            result[f"reward.{role}"] = Estimate(pairs, tokens, memory, seconds_of(tokens, score_params[role]))
     for k, stage in enumerate(recipe.stages, 1):
         prompts = min(pool * share[stage.name], stage.sample.max_prompts or 10**12)
         responses = prompts * stage.sample.n
@@ -115,11 +126,10 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
             result[f"stage{k}.score.{role}"] = _score(scored, stage.sample.max_tokens, params)
         pairs = prompts * KEPT["pair"]
         result[f"stage{k}.pair"] = Estimate(pairs)
-        tokens = pairs * 2 * (PROMPT_TOKENS + stage.sample.max_tokens * ANSWER_SHARE) * (4 / 3 if stage.reference else 1)
-        spec = stage.train
-        result[f"stage{k}.train"] = train(
-            pairs, tokens, base, spec.epochs, 2 * spec.micro_batch, PROMPT_TOKENS + stage.sample.max_tokens, vocab
-        )
+        tokens = pairs * (PROMPT_TOKENS + 2 * stage.sample.max_tokens * ANSWER_SHARE)
+        estimate = train(pairs, tokens, stage.train, PROMPT_TOKENS * pairs / max(tokens, 1))
+        reference = base * tokens / RATES["train"] / 3 if stage.reference else 0.0  # a forward pass without a backward one
+        result[f"stage{k}.train"] = replace(estimate, seconds=estimate.seconds + reference)
     held = min(pool * share["heldout"], recipe.evaluation.max_prompts or 10**12) * recipe.evaluation.n
     for model in recipe.evaluation.models:
         result[f"eval.sample.{model}"] = generate(held, PROMPT_TOKENS, recipe.evaluation.max_tokens)
@@ -135,9 +145,32 @@ def _score(rows: float, max_tokens: int, params: float) -> Estimate:
     return Estimate(rows, tokens, params * 4 / 2**30 + 0.5, PROCESS_SECONDS["score"] + params * tokens / RATES["score"])
 
 
-def _vocabulary(folder: Path) -> int:
-    config = folder / "config.json"
-    return int(json.loads(config.read_text()).get("vocab_size", 50000)) if config.is_file() else 50000
+def training_gib(folder: Path, parameters: float, spec: TrainSpec, example: float, prompt: float) -> float:
+    """Peak memory of a process that trains, GiB.
+
+    Args:
+        folder: of the model to start from.
+        parameters: of it.
+        spec: how it is trained.
+        example: tokens of a usual example.
+        prompt: share of them that is not scored.
+    """
+    shape = ModelShape.of(folder, parameters)
+    if shape is None:  # not built yet, or of another kind: weights, gradients and Adam's moments alone
+        return parameters * 16 / 2**30
+    tokens = min(spec.micro_batch_tokens, spec.batch_size * example)
+    found = training_memory(
+        shape,
+        tokens=round(tokens),
+        scored=round(tokens * (1 - prompt)),
+        bf16=spec.precision != "fp32",
+        lora_rank=spec.lora.rank if spec.lora else None,
+        gradient_checkpointing=spec.gradient_checkpointing,
+        stored_bytes=stored_bytes(folder),
+        device="cuda" if _has_gpu() else "cpu",
+        shards=spec.processes if spec.parallel == "fsdp2" else 1,
+    )
+    return found.total / 2**30
 
 
 def _has_gpu() -> bool:

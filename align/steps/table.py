@@ -103,8 +103,11 @@ def _engine_config(recipe: Recipe) -> dict[str, Any]:
     return {"kind": kind, "dtype": engine.dtype, "max_model_len": engine.max_model_len, **served}
 
 
-# Speed, not results: how many examples go through the model at once, and recomputation instead of storage.
-_NOT_RESULTS = ("micro_batch", "gradient_checkpointing", "allow_high_learning_rate", "save_steps")
+# Speed and memory, not results: what goes through the model at once and how it is laid out, scored and spread.
+_NOT_RESULTS = (
+    "micro_batch_tokens", "layout", "head", "processes", "parallel", "gradient_checkpointing", "save_steps",
+    "allow_high_learning_rate",
+)  # fmt: skip
 
 
 def build_steps(recipe: Recipe) -> list[Step]:

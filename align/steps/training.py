@@ -9,21 +9,20 @@ from align.core.chat import Chat, ChatError
 from align.core.errors import UserError
 from align.core.hashing import file_sha256
 from align.core.rows import Preference, Reject, SftExample, TrainedExample
-from align.recipe.schema import TrainSpec
+from align.recipe.training import TrainSpec
 from align.steps.context import Context
-
-LOSS_OPTIONS = {"dpo": ("beta", "label_smoothing"), "simpo": ("beta", "gamma")}
 
 
 def _options(spec: TrainSpec, learning_rate: float, seed: int) -> Any:
-    from align.train.run import TrainOptions
+    from align.train.options import LoraOptions, TrainOptions
 
     return TrainOptions(
-        epochs=spec.epochs, learning_rate=learning_rate, batch_size=spec.batch_size, micro_batch=spec.micro_batch,
-        warmup_ratio=spec.warmup_ratio, schedule=spec.schedule, weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm, max_length=spec.max_length, precision=spec.precision, seed=seed,
-        gradient_checkpointing=spec.gradient_checkpointing, save_steps=spec.save_steps,
-        save_dtype=spec.save_dtype,
+        epochs=spec.epochs, learning_rate=learning_rate, batch_size=spec.batch_size,
+        micro_batch_tokens=spec.micro_batch_tokens, warmup_ratio=spec.warmup_ratio, schedule=spec.schedule,
+        weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm, max_length=spec.max_length, layout=spec.layout,
+        head=spec.head, lora=LoraOptions(**spec.lora.model_dump()) if spec.lora else None, precision=spec.precision,
+        save_steps=spec.save_steps, save_dtype=spec.save_dtype, snapshots=spec.snapshots, seed=seed,
+        gradient_checkpointing=spec.gradient_checkpointing, parallel=spec.parallel,
     )  # fmt: skip
 
 
@@ -39,7 +38,7 @@ def _finish(ctx: Context, lengths: dict[str, int], rejects: list[Reject], metric
 def run_sft(ctx: Context) -> None:
     """M0: supervised fine-tuning on assistant tokens only."""
     from align.train.data import DialogueExample
-    from align.train.run import train_sft
+    from align.train.launch import launched
 
     spec = ctx.recipe.sft
     model = ctx.process.model_folder(spec.init)
@@ -53,17 +52,18 @@ def run_sft(ctx: Context) -> None:
             rejects.append(Reject(id=row.id, reason=str(error), raw=row.messages[-1]["content"]))
             continue
         examples.append(DialogueExample(id=row.id, prompt_ids=tuple(prompt), completion_ids=tuple(completion)))
-    metrics = train_sft(
-        model, ctx.out.folder / "model", examples, _options(spec, spec.learning_rate, ctx.seed),
-        checkpoint_dir=ctx.out.work / "checkpoints", label="sft M0",
+    metrics = launched(
+        spec.processes, examples, _options(spec, spec.learning_rate, ctx.seed), model=model,
+        output=ctx.out.folder / "model", checkpoint_dir=ctx.out.work / "checkpoints", label="sft M0",
     )  # fmt: skip
     _finish(ctx, {e.id: len(e.prompt_ids) + len(e.completion_ids) for e in examples}, rejects, metrics)
 
 
 def run_preference(ctx: Context) -> None:
-    """M1, M2, ...: DPO or SimPO on a stage's pairs, on the sampled token ids themselves."""
+    """M1, M2, ...: a preference loss on a stage's pairs, on the sampled token ids themselves."""
     from align.train.data import PairExample
-    from align.train.run import train_preference
+    from align.train.launch import launched
+    from align.train.losses import find_loss
 
     stage = ctx.recipe.stages[ctx.step.stage - 1]
     model = ctx.process.model_folder(stage.init)
@@ -79,16 +79,17 @@ def run_preference(ctx: Context) -> None:
         )
         for row in ctx.rows(f"stage{ctx.step.stage}.pair", Preference)
     ]
-    metrics = train_preference(
-        model,
-        ctx.process.model_folder(stage.reference) if stage.reference else None,
-        ctx.out.folder / "model",
+    metrics = launched(
+        stage.train.processes,
         examples,
-        stage.train.loss,
-        {key: getattr(stage.train, key) for key in LOSS_OPTIONS[stage.train.loss]},
         _options(stage.train, stage.train.learning_rate, ctx.seed),
+        model=model,
+        reference=ctx.process.model_folder(stage.reference) if stage.reference else None,
+        output=ctx.out.folder / "model",
+        loss=stage.train.loss,
+        loss_options={key: getattr(stage.train, key) for key in find_loss(stage.train.loss).options},
         checkpoint_dir=ctx.out.work / "checkpoints",
-        journal=ctx.out.journal("reference") if stage.reference else None,
+        journal=ctx.out.work / "reference.jsonl" if stage.reference else None,
         label=f"{stage.train.loss} {stage.name}",
     )
     lengths = {e.id: len(e.prompt_ids) + len(e.chosen_ids) + len(e.rejected_ids) for e in examples}

@@ -5,6 +5,7 @@ Nothing is ever truncated: a cut completion loses its stop token and its true le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -25,12 +26,18 @@ class DialogueExample:
 
 @dataclass(frozen=True, kw_only=True)
 class PairExample:
-    """A prompt with a preferred and a rejected completion, the sampled ids as they came from the engine."""
+    """A prompt with a preferred and a rejected completion, the sampled ids as they came from the engine.
+
+    `weight` (>= 0) is the pair's share in its optimizer step; `flip_rate` the probability that its label is wrong, for the
+    losses that take one. Both come from the agreement of the reward models; None leaves the loss's own setting.
+    """
 
     id: str
     prompt_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
+    weight: float = 1.0
+    flip_rate: float | None = None
 
     @property
     def completions(self) -> tuple[tuple[int, ...], ...]:
@@ -52,6 +59,10 @@ def _fault(example: DialogueExample | PairExample, max_length: int, stop_ids: Co
         return "empty prompt"
     if not all(example.completions):
         return "empty completion"
+    if isinstance(example, PairExample) and not (math.isfinite(example.weight) and example.weight >= 0):
+        return f"weight {example.weight:g} is not a finite number >= 0"
+    if isinstance(example, PairExample) and not 0 <= (example.flip_rate or 0.0) < 0.5:
+        return f"flip rate {example.flip_rate:g} is not in [0, 0.5)"
     for ids in example.completions:
         if ids[-1] not in stop_ids:
             return "completion does not end with a stop token"

@@ -9,24 +9,31 @@ from typing import Any
 
 from align.core.progress import Progress
 from align.train.data import DialogueExample
-from align.train.reference import by_length, check_unique, open_scorer
+from align.train.reference import Scorer, check_unique, longest_of
 
 
 def _sums(
-    folder: Path, examples: Sequence[DialogueExample], micro_batch: int, precision: str, label: str
+    folder: Path, examples: Sequence[DialogueExample], micro_batch_tokens: int, precision: str, label: str
 ) -> dict[str, float]:
-    sums = open_scorer(folder, precision)
+    scorer = Scorer(
+        folder, precision=precision, micro_batch_tokens=micro_batch_tokens, longest=longest_of(examples)
+    )  # fmt: skip
     found: dict[str, float] = {}
     with Progress(label, len(examples), "responses") as bar:
-        for group in by_length(examples, micro_batch):
-            values = sums([e.prompt_ids for e in group], [e.completion_ids for e in group])
-            found.update({example.id: value for example, value in zip(group, values, strict=True)})
-            bar.advance(len(group))
+        for part in scorer.score([(e.prompt_ids, e.completions) for e in examples]):
+            found.update({examples[i].id: value for i, (value,) in part.items()})
+            bar.advance(len(part))
     return found
 
 
 def sample_kl(
-    policy: Path, other: Path, examples: Sequence[DialogueExample], *, precision: str, label: str, micro_batch: int = 4
+    policy: Path,
+    other: Path,
+    examples: Sequence[DialogueExample],
+    *,
+    precision: str,
+    label: str,
+    micro_batch_tokens: int = 2048,
 ) -> dict[str, Any]:
     """Estimate KL(policy || other) per response.
 
@@ -41,7 +48,7 @@ def sample_kl(
         examples: prompts and sampled responses, cut-off ones included as they are.
         precision: auto, bf16 or fp32 of both models' forward passes.
         label: of the progress bars.
-        micro_batch: responses per forward pass.
+        micro_batch_tokens: most tokens that go through the model at once.
 
     Returns:
         {"kl": nats per response, "standard_error": of it (0 for a single response), "nats_per_token": total log-ratio
@@ -54,8 +61,8 @@ def sample_kl(
     if not examples:
         raise ValueError("sample_kl needs at least one response")
     check_unique([example.id for example in examples])
-    ours = _sums(policy, examples, micro_batch, precision, f"{label} policy")
-    theirs = _sums(other, examples, micro_batch, precision, f"{label} reference")
+    ours = _sums(policy, examples, micro_batch_tokens, precision, f"{label} policy")
+    theirs = _sums(other, examples, micro_batch_tokens, precision, f"{label} reference")
     ratios = [ours[example.id] - theirs[example.id] for example in examples]
     tokens = sum(len(example.completion_ids) for example in examples)
     return {

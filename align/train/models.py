@@ -37,8 +37,8 @@ def training_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(folder: Path) -> Any:
-    """A causal LM with float32 weights, on the CPU.
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal LM on the CPU.
 
     Raises:
         UserError: the folder holds no model that transformers can load from safetensors.
@@ -48,8 +48,7 @@ def load_model(folder: Path) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(
             str(folder),
-            dtype=torch.float32,
-            attn_implementation="sdpa",
+            dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

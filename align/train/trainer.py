@@ -1,98 +1,88 @@
 """The one trainer: a `transformers.Trainer` for SFT and every preference loss.
 
-What it changes: batches are `separate_batch` of completions; the loss of an optimizer step is divided once, by the tokens
-(nll) or pairs of the whole step; examples come in an order made from the seed and the epoch; metrics stay on the device
-until they are logged; a loss that is not finite stops the run and leaves its batch behind.
+What it changes: a batch of the data loader is a whole optimizer step, parted into micro-batches by tokens; the step's loss
+is divided once, by the tokens (nll) or pair weights of the whole step over all processes; examples come in an order made
+from the seed and the epoch; metrics stay on the device until they are logged; a loss that is not finite stops the run and
+leaves its batch behind.
 
-Shapes: B = sequences of a micro-batch, which are P pairs (B = 2 P, chosen first) or P dialogues (B = P).
+Shapes: E = examples of a micro-batch, K = completions of each (2 for pairs, chosen first; 1 for dialogues).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from align.core.artifact import write_json
 from align.core.errors import StepError
 from align.core.hashing import derive_seed
-from align.packing.separate import separate_batch
+from align.packing.bins import Bin, plan_bins
+from align.train.batches import MicroBatch, micro_batch
 from align.train.data import DialogueExample, PairExample
-from align.train.logprobs import autocast, completion_logprobs, resolve_precision
 from align.train.losses import PairLogprobs, find_loss
-from align.train.reference import PAD_ID, check_joined, check_unique
+from align.train.precision import autocast, resolve_precision
+from align.train.reference import check_joined, check_unique
+from align.train.scoring import Scoring, prepare
 
 OnStep = Callable[[int, int, dict[str, float]], None]
+Examples = Sequence[PairExample | DialogueExample]
+_SUMMED = ("tokens", "chosen_tokens", "rejected_tokens", "computed_tokens")
 
 
-class EpochOrder(Sampler[int]):
-    """A permutation of the examples drawn from (seed, epoch) alone, so that a resumed epoch has the order it had.
+class Steps(Dataset[list[int]]):
+    """The examples of each optimizer step of the current epoch, as indices.
 
-    Within an optimizer step the examples are sorted by length: its micro-batches then pad little, and since the step's loss
-    is a sum over all of them, the update is the same.
+    An epoch is a permutation drawn from (seed, epoch) alone, so that a resumed epoch has the order it had.
 
     Args:
-        lengths: tokens of each example.
-        step_size: examples of an optimizer step.
+        count: examples.
+        step_size: examples of an optimizer step, over all processes; the last one of an epoch may have fewer.
         seed: of the run.
-        epoch: says which epoch begins.
+        epoch: says which epoch the next step belongs to.
     """
 
-    def __init__(self, lengths: Sequence[int], step_size: int, seed: int, epoch: Callable[[], int]) -> None:
-        self._lengths, self._step_size, self._seed, self._epoch = lengths, step_size, seed, epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", self._epoch()))
-        order = torch.randperm(len(self._lengths), generator=generator).tolist()
-        for start in range(0, len(order), self._step_size):
-            yield from sorted(order[start : start + self._step_size], key=lambda i: (self._lengths[i], i))
+    def __init__(self, count: int, step_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        self._count, self._step_size, self._seed, self._epoch = count, step_size, seed, epoch
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return math.ceil(self._count / self._step_size)
 
-
-def collate(
-    examples: Sequence[PairExample] | Sequence[DialogueExample], reference: Mapping[str, tuple[float, float]] | None
-) -> dict[str, Any]:
-    """A micro-batch: first completions (chosen) in the first P rows, second ones (rejected) in the next P.
-
-    Returns:
-        `separate_batch`'s tensors, `ids` (P strings) and, with `reference`, `reference_chosen` and `reference_rejected`
-        (P,) float32, looked up by id.
-    """
-    parts = list(zip(*(example.completions for example in examples), strict=True))
-    prompts = [example.prompt_ids for example in examples] * len(parts)
-    batch: dict[str, Any] = dict(separate_batch(prompts, [ids for part in parts for ids in part], PAD_ID))
-    batch["ids"] = [example.id for example in examples]
-    if reference is not None:
-        values = torch.tensor([reference[i] for i in batch["ids"]], dtype=torch.float32)
-        batch["reference_chosen"], batch["reference_rejected"] = values[:, 0], values[:, 1]
-    return batch
+    def __getitem__(self, step: int) -> list[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", self._epoch()))
+        order: list[int] = torch.randperm(self._count, generator=generator).tolist()
+        return order[step * self._step_size : (step + 1) * self._step_size]
 
 
 class AlignTrainer(Trainer):
     """Trains a causal LM with one of `LOSSES`.
 
     Args:
-        model: float32 weights.
+        model: a causal LM, or a PEFT model around one.
         args: `accelerator`-side mixed precision must be off; `precision` decides.
         examples: dialogues for nll, pairs for the others.
         loss: a name in `LOSSES`.
         loss_options: its options.
+        batch_size: examples of an optimizer step, over all processes.
+        micro_batch_tokens: most tokens that go through the model at once; an example above it goes alone.
+        layout: auto, shared or separate (see `align.packing.layout`).
+        head: auto, triton, chunked, reference or plain (see `align.train.scoring`).
         reference: pair id -> (chosen, rejected) reference log-probabilities, for losses that need them.
         precision: auto, bf16 (autocast over float32 weights) or fp32.
         on_step: called after each logged step with (step, total steps, logged values).
 
     Raises:
-        ValueError: unknown loss, unused option, a reference too many or too few.
+        ValueError: unknown loss, unused option, a reference too many or too few, flip rates that are not used or not given
+            for every pair.
         StepError: an id appears twice, or reference and examples are not the same ids.
+        UserError: a layout or head that the model cannot have.
     """
 
     def __init__(
@@ -100,9 +90,13 @@ class AlignTrainer(Trainer):
         model: Any,
         args: TrainingArguments,
         *,
-        examples: Sequence[PairExample] | Sequence[DialogueExample],
+        examples: Examples,
         loss: str,
         loss_options: Mapping[str, Any],
+        batch_size: int,
+        micro_batch_tokens: int,
+        layout: str = "auto",
+        head: str = "auto",
         reference: Mapping[str, tuple[float, float]] | None = None,
         precision: str = "auto",
         on_step: OnStep | None = None,
@@ -112,100 +106,128 @@ class AlignTrainer(Trainer):
         self._loss_function = self.loss.bind(loss_options)
         if self.loss.needs_reference != (reference is not None):
             raise ValueError(f"loss {loss} {'needs' if self.loss.needs_reference else 'does not use'} a reference")
+        rated = sum(getattr(example, "flip_rate", None) is not None for example in examples)
+        if rated and not self.loss.takes_flip_rates:
+            raise ValueError(f"loss {loss} does not use flip rates")
+        if rated not in (0, len(examples)):
+            raise ValueError(f"{rated} of {len(examples)} pairs have a flip rate; give all of them one, or none")
         ids = [example.id for example in examples]
         check_unique(ids)
         if reference is not None:
             check_joined(reference, ids)
         if args.n_gpu > 1:
-            args._n_gpu = 1  # DataParallel would cut the column indices of logits_to_keep as if they were rows
+            args._n_gpu = 1  # DataParallel would cut the batch, whose tensors have no batch dimension
         self._reference, self._on_step = reference, on_step
+        self._batch_size, self._budget = batch_size, micro_batch_tokens
         self._window: list[dict[str, Any]] = []  # micro-batches since the last log
         self.precision = resolve_precision(precision, args.device)
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=examples,
-            data_collator=lambda rows: collate(rows, reference),
-            callbacks=callbacks,
-        )
+        super().__init__(model=model, args=args, train_dataset=examples, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
-        # compute_loss divides by the whole step's count, so the Trainer must not divide by accumulation steps again.
+        if self.is_deepspeed_enabled:
+            raise ValueError("DeepSpeed is not supported; use FSDP2 to shard the model")
+        longest = max(len(e.prompt_ids) + max(map(len, e.completions)) for e in examples)
+        self.setup = prepare(self.model, layout=layout, head=head, longest=longest)
+        # compute_loss divides by the whole step's count, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
-        steps = math.ceil(len(self.train_dataset) / self.args.train_batch_size / self.args.world_size)
-        updates = math.ceil(steps / self.args.gradient_accumulation_steps)
-        lengths = [len(e.prompt_ids) + max(map(len, e.completions)) for e in self.train_dataset]
-        at_once = self.args.train_batch_size * self.args.world_size
-        return EpochOrder(
-            lengths,
-            at_once * self.args.gradient_accumulation_steps,
-            self.args.seed,
-            lambda: self.state.global_step // updates,
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One batch per optimizer step. Every process has the same one and takes its part in `training_step`."""
+        steps = Steps(
+            len(self.train_dataset), self._batch_size, self.args.seed, lambda: self.state.global_step // len(steps)
+        )
+        return DataLoader(
+            steps, batch_size=1, sampler=SequentialSampler(steps), collate_fn=lambda rows: {"members": rows[0]}
         )
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor]:
-        """The micro-batches of one optimizer step, and the count its loss is divided by: tokens (nll) or pairs."""
-        batches = []
-        for _ in range(num_batches):
-            with contextlib.suppress(StopIteration):
-                batches.append(next(epoch_iterator))
-        count = torch.tensor(sum(self._count(batch) for batch in batches), device=device)
-        if self.args.world_size > 1:
-            count = self.accelerator.gather(count).sum()
-        return batches, count
+    def _count(self, examples: Examples) -> float:
+        """What the summed losses of examples are divided by: completion tokens (nll) or pair weights."""
+        if self.loss.paired:
+            return math.fsum(getattr(example, "weight", 1.0) for example in examples)
+        return sum(len(ids) for example in examples for ids in example.completions)
 
-    def _count(self, batch: Mapping[str, Any]) -> int:
-        return len(batch["ids"]) if self.loss.paired else int(batch["completion_mask"].sum())
+    def _plan(self, examples: Examples) -> list[Bin]:
+        """This process's micro-batches of a step."""
+        sizes = [self.setup.size((e.prompt_ids, e.completions)) for e in examples]
+        padded = self.setup.layout == "separate"
+        return plan_bins(sizes, self._budget, processes=self.args.world_size, padded=padded)[self.args.process_index]
 
-    def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[Any]:
-        return autocast(self.args.device, self.precision)
+    def _build(self, examples: Examples, members: Bin) -> MicroBatch:
+        chosen = [examples[i] for i in members.members]
+        return micro_batch(chosen, self.setup, self._reference, real=members.real).to(self.args.device)
 
-    def _measure(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses (P,) with gradient, and metrics (P,) each without."""
-        logps_B, tokens_B = completion_logprobs(model, inputs)
+    # Loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of all micro-batches of an optimizer step; gradients are exchanged with the last one."""
+        model.train()
+        examples = [self.train_dataset[i] for i in inputs["members"]]
+        plan, count = self._plan(examples), self._count(examples)
+        if count == 0:
+            raise StepError(f"step {self.state.global_step + 1}: all its pairs have weight 0")
+        total = torch.zeros((), device=self.args.device)
+        for k, members in enumerate(plan):
+            waiting = self.accelerator.no_sync(model) if k + 1 < len(plan) else contextlib.nullcontext()
+            with waiting:
+                loss = self._loss(model, self._build(examples, members), count)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _loss(self, model: Any, batch: MicroBatch, count: float) -> Tensor:
+        """This micro-batch's part of the step's loss: the weighted sum of its losses over the count of the whole step."""
+        parts: list[dict[str, Tensor]] = []
+
+        def loss_of(logps: Tensor, first: int, last: int) -> Tensor:
+            losses, metrics = self._measure(batch, logps, first, last)
+            if batch.real:
+                parts.append(metrics)
+            weights = batch.weights[first:last].to(losses.dtype)
+            # Data-parallel wrappers average gradients over processes; the count is already of all of them.
+            return (losses * weights).sum() / count * self.args.world_size
+
+        with autocast(self.args.device, self.precision):
+            loss, _ = model(scoring=Scoring(batch=batch.packed, loss_of=loss_of))
+        metrics = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+        self._window.append({"loss": loss.detach(), "metrics": metrics, "batch": batch})
+        return loss
+
+    def _measure(self, batch: MicroBatch, logps: Tensor, first: int, last: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses (E,) of examples [first, last) with gradient, and metrics (E,) each without."""
+        logps_EK, tokens_EK = batch.packed.sums(logps, first, last), batch.packed.tokens_EK[first:last]
         if not self.loss.paired:
-            losses, _ = self._loss_function(logps_B, tokens_B)
-            return losses, {"tokens": tokens_B}
-        (chosen, rejected), (chosen_tokens, rejected_tokens) = logps_B.chunk(2), tokens_B.chunk(2)
+            losses, _ = self._loss_function(logps_EK[:, 0], tokens_EK[:, 0])
+            return losses, {"tokens": tokens_EK[:, 0]}
+        references = None if batch.reference_EK is None else batch.reference_EK[first:last]
         pairs = PairLogprobs(
-            chosen=chosen,
-            rejected=rejected,
-            chosen_tokens=chosen_tokens,
-            rejected_tokens=rejected_tokens,
-            reference_chosen=inputs.get("reference_chosen"),
-            reference_rejected=inputs.get("reference_rejected"),
+            chosen=logps_EK[:, 0],
+            rejected=logps_EK[:, 1],
+            chosen_tokens=tokens_EK[:, 0],
+            rejected_tokens=tokens_EK[:, 1],
+            reference_chosen=None if references is None else references[:, 0],
+            reference_rejected=None if references is None else references[:, 1],
+            flip_rates=None if batch.flip_rates is None else batch.flip_rates[first:last],
         )
         losses, quantities = self._loss_function(pairs)
         metrics = {name: value.detach() for name, value in quantities.items()}
         metrics |= {
             "accuracy": (metrics["margin"] > 0).float(),
-            "chosen_logps": chosen.detach(),
-            "rejected_logps": rejected.detach(),
-            "chosen_tokens": chosen_tokens,
-            "rejected_tokens": rejected_tokens,
-            "tokens": chosen_tokens + rejected_tokens,
+            "chosen_logps": pairs.chosen.detach(),
+            "rejected_logps": pairs.rejected.detach(),
+            "chosen_tokens": pairs.chosen_tokens,
+            "rejected_tokens": pairs.rejected_tokens,
+            "tokens": tokens_EK.sum(dim=1),
         }
+        if references is not None:
+            drift_EK = logps_EK.detach() - references
+            metrics |= {"chosen_drift": drift_EK[:, 0], "rejected_drift": drift_EK[:, 1]}
+            # Unbiased for KL(reference || policy) only on completions drawn from the reference.
+            metrics["kl"] = -drift_EK.mean(dim=1)
         return losses, metrics
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """This micro-batch's part of the step's loss: the sum of its losses over the count of the whole step."""
-        losses, metrics = self._measure(model, inputs)
-        count = self._count(inputs) if num_items_in_batch is None else num_items_in_batch
-        # Data-parallel wrappers average gradients over processes; the count is already of all of them.
-        loss = losses.sum() / count * self.args.world_size
-        kept = ("ids", "input_ids", "attention_mask", "completion_mask")
-        self._window.append({"loss": loss.detach(), "metrics": metrics, **{name: inputs[name] for name in kept}})
-        return (loss, metrics) if return_outputs else loss
+    # Metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics since the last log (the only place where the device is waited for) and report progress."""
@@ -224,61 +246,63 @@ class AlignTrainer(Trainer):
         """
         window, self._window = self._window, []
         losses = torch.stack([entry["loss"] for entry in window])
-        if not math.isfinite(grad_norm) or not bool(torch.isfinite(losses).all()):
-            self._refuse(window, losses.tolist(), grad_norm)
-        names = list(window[0]["metrics"])
-        sums = torch.stack([torch.cat([entry["metrics"][name] for entry in window]).float().sum() for name in names])
-        totals = torch.cat([sums, sums.new_tensor([sum(len(entry["ids"]) for entry in window)])])
+        bad = [index for index, loss in enumerate(losses.tolist()) if not math.isfinite(loss)]
+        if bad or not math.isfinite(grad_norm):
+            self._refuse([window[index] for index in bad or range(len(window))], grad_norm, bool(bad))
+        real = [entry for entry in window if entry["metrics"]]
+        names = self._metric_names()
+        sums = [
+            sum((e["metrics"][name].double().sum() for e in real), torch.zeros((), device=losses.device)) for name in names
+        ]
+        counts = [sum(len(e["batch"].ids) for e in real), sum(e["batch"].packed.num_tokens for e in window)]
+        totals = torch.stack([*sums, *losses.new_tensor(counts, dtype=torch.float64)])
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, "sum")
-        *values, num_examples = totals.tolist()
-        summed = ("tokens", "chosen_tokens", "rejected_tokens")
-        return {
-            name: value if name in summed else value / num_examples
-            for name, value in zip(names, values, strict=True)
-        } | {"examples": num_examples}  # fmt: skip
+        *values, num_examples, computed = totals.tolist()
+        means = {n: v if n in _SUMMED else v / num_examples for n, v in zip(names, values, strict=True)}
+        return means | {"examples": num_examples, "computed_tokens": computed}
 
-    def _refuse(self, window: list[dict[str, Any]], losses: list[float], grad_norm: float) -> None:
-        """Write the window's ids and token ids beside the checkpoints and stop."""
-        bad = [entry for entry, loss in zip(window, losses, strict=True) if not math.isfinite(loss)]
-        path = Path(self.args.output_dir) / f"not_finite_step_{self.state.global_step:06d}.json"
-        batches = [
-            {
-                "ids": entry["ids"],
-                "loss": str(float(entry["loss"])),
-                "input_ids": [
-                    row[mask.bool()].tolist() for row, mask in zip(entry["input_ids"], entry["attention_mask"], strict=True)
-                ],
-                "completion_tokens": entry["completion_mask"].sum(dim=1).tolist(),
-            }
-            for entry in bad or window
-        ]
+    def _metric_names(self) -> list[str]:
+        if not self.loss.paired:
+            return ["tokens"]
+        names = ["margin", "chosen_reward", "rejected_reward", "accuracy", "chosen_logps", "rejected_logps"]
+        names += ["chosen_tokens", "rejected_tokens", "tokens"]
+        return names + (["chosen_drift", "rejected_drift", "kl"] if self.loss.needs_reference else [])
+
+    def _refuse(self, entries: list[dict[str, Any]], grad_norm: float, bad_loss: bool) -> None:
+        """Write ids and token ids of the examples of micro-batches beside the checkpoints and stop."""
+        rank = f"_process_{self.args.process_index}" if self.args.world_size > 1 else ""
+        path = Path(self.args.output_dir) / f"not_finite_step_{self.state.global_step:06d}{rank}.json"
+        batches = [{"loss": str(float(entry["loss"])), **entry["batch"].record()} for entry in entries]
         write_json(path, {"step": self.state.global_step, "grad_norm": str(grad_norm), "batches": batches})
-        what = "loss" if bad else "gradient"
+        what = "loss" if bad_loss else "gradient"
         raise StepError(f"step {self.state.global_step}: the {what} is not finite; its examples are in {path}")
 
     @torch.no_grad()
-    def examine(self, examples: Sequence[Any]) -> dict[str, float]:
+    def examine(self, examples: Examples) -> dict[str, float]:
         """Loss and margins on examples as training would compute them, but with dropout off and no update.
 
         Returns:
-            loss (mean as in a step of these examples); for pairs also margin (mean) and largest_margin (absolute).
+            loss (mean as in a step of these examples); for pairs also margin, accuracy, chosen_logps, rejected_logps
+            (means) and largest_margin (absolute).
         """
-        model, size = self.model, self.args.per_device_train_batch_size
-        was_training = model.training
+        model = self.model_wrapped
+        was_training, window, self._window = model.training, self._window, []
         model.eval()
-        losses, margins, count = 0.0, [], 0
-        for start in range(0, len(examples), size):
-            inputs = self._prepare_inputs(collate(examples[start : start + size], self._reference))
-            with self.compute_loss_context_manager():
-                values, metrics = self._measure(model, inputs)
-            losses, count = losses + float(values.sum()), count + self._count(inputs)
-            margins += metrics["margin"].tolist() if self.loss.paired else []
+        for members in self._plan(examples):
+            self._loss(model, self._build(examples, members), self._count(examples))
         model.train(was_training)
-        found = {"loss": losses / count}
-        if self.loss.paired:
-            found |= {"margin": sum(margins) / len(margins), "largest_margin": max(map(abs, margins))}
-        return found
+        entries, self._window = self._window, window
+        loss = torch.stack([entry["loss"] for entry in entries]).sum() / self.args.world_size
+        found = {"loss": float(self.accelerator.reduce(loss, "sum"))}
+        if not self.loss.paired:
+            return found
+        names = ("margin", "accuracy", "chosen_logps", "rejected_logps")
+        zero = torch.zeros(0, device=self.args.device)
+        values = {name: torch.cat([zero, *(e["metrics"][name] for e in entries if e["metrics"])]) for name in names}
+        means = self.accelerator.reduce(torch.stack([values[name].sum() for name in names]), "sum") / len(examples)
+        worst = self.accelerator.gather(torch.cat([values["margin"].abs(), zero.new_zeros(1)]).max().reshape(1)).max()
+        return found | dict(zip(names, means.tolist(), strict=True)) | {"largest_margin": float(worst)}
 
     @property
     def history(self) -> list[dict[str, float]]:

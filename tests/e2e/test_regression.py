@@ -28,8 +28,8 @@ def test_proxy_run_agrees_with_the_golden_file(proxy_run: Path) -> None:
     [
         (
             "align/train/losses.py",
-            "losses = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)",
-            "losses = -(1 - label_smoothing) * logsigmoid(-margin) - label_smoothing * logsigmoid(margin)",
+            "losses = -(1 - flip) * logsigmoid(margin) - flip * logsigmoid(-margin)",
+            "losses = -(1 - flip) * logsigmoid(-margin) - flip * logsigmoid(margin)",
             "dpo --stage 1",
             "stage1.train",
         ),

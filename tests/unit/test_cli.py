@@ -61,7 +61,7 @@ def test_bad_key(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("recipe.yaml").write_text(text.replace("\nseed: ", "\nsed: "))
     line = next(i for i, x in enumerate(text.splitlines(), 1) if x.startswith("seed: "))
     assert error(capsys, "check") == f"recipe.yaml:{line}: sed: unknown key; did you mean seed?"
-    assert "\n" in error(capsys, "check", "--set", "stages.0.train.gamma=1"), "every fault has its line"
+    assert "\n" in error(capsys, "check", "--set", "stages.0.train.tau=1"), "every fault has its line"
 
 
 def test_bad_override(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +77,8 @@ def test_missing_model_folder(project: Path, capsys: pytest.CaptureFixture[str])
 def test_wrong_loss_names_the_right_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert error(capsys, "dpo", "--stage", "2") == "stage 2 trains with loss simpo: run `align simpo --stage 2`"
     assert error(capsys, "simpo", "--stage", "1") == "stage 1 trains with loss dpo: run `align dpo --stage 1`"
+    other = ("--set", "stages.1.train={loss: orpo}", "--stage", "2")
+    assert error(capsys, "simpo", *other) == "stage 2 trains with loss orpo: run `align orpo --stage 2`"
 
 
 @pytest.mark.parametrize("verb", STAGE_VERBS)

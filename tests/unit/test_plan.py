@@ -17,6 +17,7 @@ from align.core.errors import UserError
 from align.core.hashing import FileHashes
 from align.core.rows import Document
 from align.recipe.load import load_recipe
+from align.recipe.schema import NEEDS_REFERENCE
 from align.runner import Run, _next_group, command_of
 from align.steps.estimate import estimates, print_plan
 from align.steps.table import Planned, build_steps, plan_steps
@@ -115,11 +116,17 @@ def test_steps_come_after_their_inputs_and_have_places_of_their_own() -> None:
 
 
 def test_verbs_are_the_commands() -> None:
-    from align.cli import STAGE_VERBS, STEP_VERBS
+    from align.cli import LOSS_VERBS, STAGE_VERBS, STEP_VERBS
 
-    steps = build_steps(load_recipe(Path(__file__).parents[2] / "recipes" / "proxy.yaml"))
-    assert {s.verb for s in steps} == set(STEP_VERBS)
-    assert all((s.verb in STAGE_VERBS) == (s.stage > 0) for s in steps)
+    proxy = Path(__file__).parents[2] / "recipes" / "proxy.yaml"
+    seen = set()
+    for loss in LOSS_VERBS:
+        sets = [f"stages.1.train={{loss: {loss}}}", f"stages.1.reference={'M1' if NEEDS_REFERENCE[loss] else 'null'}"]
+        steps = build_steps(load_recipe(proxy, sets))
+        assert all((s.verb in STAGE_VERBS) == (s.stage > 0) for s in steps)
+        assert next(s.verb for s in steps if s.name == "stage2.train") == loss
+        seen |= {s.verb for s in steps}
+    assert seen == set(STEP_VERBS)
 
 
 def test_a_copied_project_stands_where_it_is(project: Project) -> None:
@@ -152,7 +159,9 @@ def test_the_sets_above_are_the_whole_table(project: Project) -> None:
         ("stages.0.pair.threshold=0.5", {"stage1.pair", "stage1.train", *AFTER_M1}),
         ("stages.0.train.beta=0.2", {"stage1.train", *AFTER_M1}),
         ("stages.1.train.beta=2.0", {"stage2.train", "eval.sample.M2", *END}),
-        ("stages.1.train.gamma=0.5", {"stage2.train", "eval.sample.M2", *END}),
+        ("stages.1.train.gamma_absolute=0.5", {"stage2.train", "eval.sample.M2", *END}),
+        ("stages.1.train.nll_weight=0.1", {"stage2.train", "eval.sample.M2", *END}),
+        ("stages.1.train={loss: simper}", {"stage2.train", "eval.sample.M2", *END}),
         ("stages.1.init=M0", {"stage2.train", "eval.sample.M2", *END}),
         ("stages.1.sample.n=5", {"stage2.sample.M1", "stage2.sample.M0", *STAGE2_JUDGED, "eval.sample.M2", *END}),
         ("evaluation.models=[M0, M1, M2]", END),
@@ -174,8 +183,12 @@ def test_the_sets_above_are_the_whole_table(project: Project) -> None:
         ("engine.dtype=float32", EVERYTHING - {"corpus"}),
         ("name=yours", {"report"}),
         # None of these changes a result.
-        ("sft.micro_batch=1", set()),
-        ("stages.0.train.micro_batch=1", set()),
+        ("sft.micro_batch_tokens=1", set()),
+        ("sft.layout=separate", set()),
+        ("stages.0.train.head=plain", set()),
+        ("stages.0.train.micro_batch_tokens=1", set()),
+        ("stages.0.train.processes=2", set()),
+        ("stages.0.train.parallel=fsdp2", set()),
         ("stages.1.train.gradient_checkpointing=true", set()),
         ("engine.max_num_seqs=1", set()),
         ("engine.gpu_memory_utilization=0.5", set()),

@@ -7,13 +7,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
+from align.cli import LOSS_VERBS
 from align.core.errors import UserError
 from align.recipe.load import apply_override, dump_recipe, json_schema, load_recipe
-from align.recipe.schema import Recipe
+from align.recipe.schema import Recipe, StageSpec
+from align.recipe.training import NEEDS_REFERENCE, PreferenceTrainSpec
+from align.train.losses import GAMMA_OVER_BETA, LOSSES, find_loss
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 TEXT = """\
@@ -43,7 +47,7 @@ stages:
     sample: {models: [M1]}
     train:
       loss: simpo
-      gamma: 1.25
+      gamma_absolute: 1.25
 evaluation:
   models: [base, M0, M1, M2]
 """
@@ -132,23 +136,68 @@ FAULTS = [
     ),
     ("    init: M0", "    init: M1", 14, "stages.0.init: no model 'M1' at that point; there are base, M0"),
     ("    reference: M0", "    ref: M0", 15, "stages.0.ref: unknown key; did you mean reference?"),
-    ("    reference: M0", "    gamma: 1", 15, "stages.0.gamma: unknown key; it belongs at stages.*.train.gamma"),
+    ("    reference: M0", "    tau: 1", 15, "stages.0.tau: unknown key; it belongs at stages.*.train.tau"),
     ("    reference: M0", "    reference: M2", 15, "stages.0.reference: no model 'M2' at that point"),
     ("      models: [M0, base]", "      models: [M0, M0]", 17, "stages.0.sample.models: M0 is listed twice"),
     ("      models: [M0, base]", "      models: [M0, M1]", 17, "stages.0.sample.models: no model 'M1' at that point"),
     ("      models: [M0, base]", "      models: []", 17, "stages.0.sample.models: Tuple should have at least 1 item"),
     ("      n: 4", "      temprature: 1", 18, "stages.0.sample.temprature: unknown key; did you mean temperature?"),
     ("      n: 4", "      top_p: 1.5", 18, "stages.0.sample.top_p: Input should be less than or equal to 1 (it is 1.5)"),
-    ("      beta: 0.1", "      gamma: 0.1", 21, "stages.0.train.gamma: unknown key for this loss; it goes with loss: simpo"),
+    ("      beta: 0.1", "      tau: 0.1", 21, "stages.0.train.tau: unknown key for this loss; it goes with loss: ipo"),
+    (
+        "      beta: 0.1",
+        "      gamma: 0.1",
+        21,
+        "stages.0.train.gamma: unknown key; SimPO's margin is gamma_absolute (the margin itself, as in the paper's equation",
+    ),
+    (
+        "      gamma_absolute: 1.25",
+        "      gamma: 1.25",
+        27,
+        "as gamma was here) or gamma_over_beta (the ratio gamma/beta, as in SimPO's code)",
+    ),
+    (
+        "      gamma_absolute: 1.25",
+        "      gamma_absolute: 1.25\n      gamma_over_beta: 0.5",
+        25,
+        "stages.1.train: give gamma_absolute or gamma_over_beta, not both (null takes one back)",
+    ),
+    (
+        "      gamma_absolute: 1.25",
+        "      gamma_absolute: -1",
+        27,
+        "gamma_absolute: Input should be greater than or equal to 0",
+    ),
+    ("      gamma_absolute: 1.25", "      gamma_over_beta: true", 27, "gamma_over_beta: a number goes here, not true or"),
+    ("      beta: 0.1", "      label_smoothing: 0.5", 21, "stages.0.train.label_smoothing: Input should be less than 0.5"),
+    (
+        "      beta: 0.1",
+        "      nll_weight: -0.1",
+        21,
+        "stages.0.train.nll_weight: Input should be greater than or equal to 0",
+    ),
+    ("      beta: 0.1", "      robust: true", 19, "stages.0.train: robust: true changes nothing without label_smoothing"),
+    (
+        "      loss: dpo",
+        "      loss: ipo",
+        21,
+        "stages.0.train.beta: unknown key for this loss; it goes with loss: dpo, dpo_norm",
+    ),
+    ("      loss: dpo", "      loss: simper", 21, "stages.0.train.beta: unknown key for this loss"),
     ("      beta: 0.1", "      bta: 0.1", 21, "stages.0.train.bta: unknown key; did you mean beta?"),
     ("      beta: 0.1", "      learning_rate: 1.0e-5", 19, "write allow_high_learning_rate: true if you mean it"),
-    ("      loss: dpo", "      loss: ipo", 20, "stages.0.train.loss: Input should be 'dpo' or 'simpo'"),
+    (
+        "      loss: dpo",
+        "      loss: kto",
+        20,
+        "stages.0.train.loss: Input should be 'dpo', 'ipo', 'dpo_norm', 'simpo', 'simper' or 'orpo'",
+    ),
     ("      loss: dpo\n", "", 19, "stages.0.train.loss: "),
     (
-        "      gamma: 1.25",
+        "      gamma_absolute: 1.25",
         "      label_smoothing: 0.1",
         27,
-        "stages.1.train.label_smoothing: unknown key for this loss; it goes with loss: dpo",
+        "stages.1.train.label_smoothing: unknown key for this loss; it goes with loss: dpo, dpo_norm",
     ),
     (
         "    sample: {models: [M1]}",
@@ -205,9 +254,9 @@ def test_each_fault_is_named_with_its_line(path: Path, old: str, new: str, line:
 
 
 def test_every_fault_is_listed_at_once(path: Path) -> None:
-    path.write_text(TEXT.replace("epochs: 2", "epoch: 2").replace("beta: 0.1", "gamma: 0.1").replace("n: 4", "n: none"))
+    path.write_text(TEXT.replace("epochs: 2", "epoch: 2").replace("beta: 0.1", "tau: 0.1").replace("n: 4", "n: none"))
     assert [line.split(": ")[1] for line in message(path).splitlines()] == [
-        "sft.epoch", "stages.0.sample.n", "stages.0.train.gamma",
+        "sft.epoch", "stages.0.sample.n", "stages.0.train.tau",
     ]  # fmt: skip
 
 
@@ -224,7 +273,7 @@ def test_every_fault_is_listed_at_once(path: Path) -> None:
         ("stages.0.train.bta=2", "stages.0.train.bta: unknown key; did you mean beta?"),
         ("taxonmy.path=x", "taxonmy: unknown key; did you mean taxonomy?"),
         ("sft.epochs=many", "sft.epochs: Input should be a valid integer"),
-        ("stages.1.train.loss=dpo", "stages.1.train.gamma: unknown key for this loss; it goes with loss: simpo"),
+        ("stages.1.train.loss=dpo", "stages.1.train.gamma_absolute: unknown key for this loss; it goes with loss: simpo"),
     ],
 )
 def test_bad_overrides_are_named(path: Path, override: str, expected: str) -> None:
@@ -316,8 +365,49 @@ def test_there_are_shipped_recipes() -> None:
 
 def test_a_resolved_dpo_stage_has_no_key_of_simpo(path: Path) -> None:
     stages = yaml.safe_load(dump_recipe(load_recipe(path)))["stages"]
-    assert "gamma" not in stages[0]["train"] and "label_smoothing" not in stages[1]["train"]
+    assert "gamma_absolute" not in stages[0]["train"] and "label_smoothing" not in stages[1]["train"]
     assert stages[0]["reference"] == "M0" and stages[1]["reference"] is None
+
+
+SECTIONS = {get_args(s.model_fields["loss"].annotation)[0]: s for s in get_args(StageSpec.model_fields["train"].annotation)}
+
+
+def test_recipe_and_losses_know_the_same_losses() -> None:
+    """Names, options, defaults and the need of a reference: the recipe states them anew, since it imports no torch."""
+    paired = {name: loss for name, loss in LOSSES.items() if loss.paired}
+    assert list(SECTIONS) == list(NEEDS_REFERENCE) == list(LOSS_VERBS) == list(paired)
+    shared = set(PreferenceTrainSpec.model_fields) - {"nll_weight"}
+    for name, loss in paired.items():
+        section = SECTIONS[name]
+        assert NEEDS_REFERENCE[name] == loss.needs_reference
+        fields = {key: field.default for key, field in section.model_fields.items() if key not in shared | {"loss"}}
+        assert fields == loss.options, name
+        assert all(section.model_fields[key].description or key == "beta" for key in fields)
+
+
+def test_the_default_margin_of_simpo_is_the_loss_s_own() -> None:
+    """It is written out in a resolved recipe, so it stands in two places."""
+    section = SECTIONS["simpo"](loss="simpo")
+    assert (section.gamma_absolute, section.gamma_over_beta) == (None, GAMMA_OVER_BETA)
+    assert SECTIONS["simpo"](loss="simpo", gamma_absolute=0.0).gamma_over_beta is None
+    again = SECTIONS["simpo"].model_validate(section.model_dump())
+    assert again == section and SECTIONS["simpo"].model_validate(section) == section
+
+
+@pytest.mark.parametrize("loss", LOSS_VERBS)
+def test_each_loss_trains_a_stage(path: Path, loss: str) -> None:
+    """By a command of its own name, with or without a reference; the other way round is an error."""
+    sets = [f"stages.1.train={{loss: {loss}, nll_weight: 0.1}}"]
+    reference = "stages.1.reference=M1"
+    right, wrong = ([*sets, reference], sets) if NEEDS_REFERENCE[loss] else (sets, [*sets, reference])
+    stage = load_recipe(path, right).stages[1]
+    assert stage.train.loss == loss and stage.train.nll_weight == 0.1
+    written = path.parent / "resolved.yaml"
+    written.write_text(dump_recipe(load_recipe(path, right)))
+    assert load_recipe(written) == load_recipe(path, right)
+    expected = f"loss {loss} needs a reference" if NEEDS_REFERENCE[loss] else f"loss {loss} is reference-free"
+    assert expected in message(path, *wrong)
+    find_loss(loss).bind({key: getattr(stage.train, key) for key in find_loss(loss).options})
 
 
 def test_json_schema_has_the_keys() -> None:
@@ -325,13 +415,14 @@ def test_json_schema_has_the_keys() -> None:
     assert set(schema["properties"]) == set(Recipe.model_fields)
     assert schema["additionalProperties"] is False
     for name, keys in {
-        "SimpoSpec": {"gamma", "beta"},
-        "DpoSpec": {"label_smoothing"},
+        "SimpoSpec": {"gamma_absolute", "gamma_over_beta", "beta"},
+        "DpoSpec": {"label_smoothing", "robust"},
+        "OrpoSpec": {"odds_ratio_weight", "nll_weight"},
         "StageSpec": {"init", "reference"},
     }.items():
         assert keys <= set(schema["$defs"][name]["properties"])
     assert schema["$defs"]["CorpusSpec"]["properties"]["paths"]["description"]
-    assert "gamma" not in schema["$defs"]["DpoSpec"]["properties"]
+    assert "gamma_absolute" not in schema["$defs"]["DpoSpec"]["properties"]
 
 
 def test_loading_imports_no_model_library(path: Path) -> None:

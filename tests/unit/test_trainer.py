@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,12 @@ from align.core.hashing import file_sha256
 from align.core.journal import Journal
 from align.train.checkpoints import newest_whole
 from align.train.data import DialogueExample, PairExample, keep_within
+from align.train.examining import check_step0
 from align.train.kl import sample_kl
 from align.train.models import load_model, weights_digest
+from align.train.options import TrainOptions, training_arguments
 from align.train.reference import check_joined, reference_logprobs
-from align.train.run import TrainOptions, check_step0, train_preference, train_sft, training_arguments
+from align.train.run import train_preference, train_sft
 from align.train.trainer import AlignTrainer
 
 VOCAB, STOP = 48, 2
@@ -87,7 +90,7 @@ def make_dialogues(count: int) -> list[DialogueExample]:
 
 
 def options(**changes) -> TrainOptions:
-    plain = {"learning_rate": 1e-3, "batch_size": 4, "micro_batch": 2, "precision": "fp32", "seed": 7}
+    plain = {"learning_rate": 1e-3, "batch_size": 4, "micro_batch_tokens": 40, "precision": "fp32", "seed": 7}
     return TrainOptions(**{**plain, **changes})
 
 
@@ -108,36 +111,85 @@ class Gradients(TrainerCallback):
         self.steps.append({n: p.grad.clone() for n, p in model.named_parameters()})
 
 
-@pytest.mark.parametrize("loss", ["nll", "dpo", "simpo"])
-def test_micro_batches_do_not_change_gradients(loss: str, base: Path, tmp_path: Path) -> None:
-    """8x1, 4x2 and 1x8 agree on every step of two epochs of 13 examples, whose second step has 5 (4 + 1)."""
-    examples = make_dialogues(13) if loss == "nll" else make_pairs(13)
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("loss", ["nll", "dpo", "simpo", "orpo"])
+def test_micro_batches_do_not_change_gradients(loss: str, layout: str, base: Path, tmp_path: Path) -> None:
+    """8x1, about 4x2 and 1x8 agree on every step of two epochs of 13 weighted examples, whose second step has 5."""
+    examples = make_dialogues(13) if loss == "nll" else [replace(p, weight=0.2 + i) for i, p in enumerate(make_pairs(13))]
     assert len({len(e.completions[0]) for e in examples}) > 4
     reference = {e.id: (-40.0 - i, -45.0 + i) for i, e in enumerate(examples)} if loss == "dpo" else None
-    seen, losses = {}, {}
-    for micro in (8, 4, 1):
+    seen, losses, forwards = {}, {}, {}
+    for budget in (10_000, 90, 1):
         gradients = Gradients()
-        settings = options(batch_size=8, micro_batch=micro, epochs=2, learning_rate=1e-4, max_grad_norm=0.0, save_steps=99)
+        settings = options(batch_size=8, epochs=2, learning_rate=1e-4, max_grad_norm=0.0, save_steps=99)
         trainer = AlignTrainer(
-            load_model(base), training_arguments(settings, 13, tmp_path / f"{micro}"), examples=examples, loss=loss,
-            loss_options={}, reference=reference, precision="fp32", callbacks=[gradients],
+            load_model(base), training_arguments(settings, 13, tmp_path / f"{budget}"), examples=examples, loss=loss,
+            loss_options={}, reference=reference, precision="fp32", callbacks=[gradients], batch_size=8,
+            micro_batch_tokens=budget, layout=layout,
         )  # fmt: skip
+        forwards[budget] = 0
+        real = trainer._loss
+
+        def counted(*args, real=real, budget=budget):
+            forwards[budget] += 1
+            return real(*args)
+
+        trainer._loss = counted
         trainer.train()
-        seen[micro], losses[micro] = gradients.steps, [entry["loss"] for entry in trainer.history]
-        assert len(gradients.steps) == len(losses[micro]) == 4
+        seen[budget], losses[budget] = gradients.steps, [entry["loss"] for entry in trainer.history]
+        assert len(gradients.steps) == len(losses[budget]) == 4
         assert [entry["examples"] for entry in trainer.history] == [8, 5, 8, 5]
-    for micro in (4, 1):
-        assert losses[micro] == pytest.approx(losses[8], abs=2e-6)
+    assert forwards[10_000] == 4 < forwards[90] < forwards[1] == 26
+    for budget in (90, 1):
+        assert losses[budget] == pytest.approx(losses[10_000], abs=2e-6)
         for step in range(4):
-            for name, gradient in seen[8][step].items():
+            for name, gradient in seen[10_000][step].items():
                 assert gradient.abs().max() > 1e-4
-                torch.testing.assert_close(seen[micro][step][name], gradient, atol=1e-6, rtol=1e-4, msg=f"{step} {name}")
+                torch.testing.assert_close(seen[budget][step][name], gradient, atol=1e-6, rtol=1e-4, msg=f"{step} {name}")
+
+
+def test_step_loss_is_the_weighted_mean_of_its_pairs(base: Path, tmp_path: Path) -> None:
+    """Against SimPO's formula written out on the model's own logits."""
+    pairs = [replace(p, weight=w) for p, w in zip(make_pairs(4), (1.0, 0.0, 0.25, 3.0), strict=True)]
+    found = prefer(base, tmp_path, pairs, options(), reference=None, loss="simpo", loss_options={"beta": 2.0})
+    model, total = load_model(base).eval(), 0.0
+    for pair in pairs:
+        means = []
+        for ids in pair.completions:
+            logits = model(input_ids=torch.tensor([pair.prompt_ids + ids])).logits[0].log_softmax(-1)
+            steps = range(len(pair.prompt_ids) - 1, len(pair.prompt_ids) + len(ids) - 1)
+            means.append(sum(logits[t, token].item() for t, token in zip(steps, ids, strict=True)) / len(ids))
+        total += pair.weight * math.log1p(math.exp(-(2.0 * (means[0] - means[1]) - 1.0)))
+    assert found["history"][0]["loss"] == pytest.approx(total / 4.25, rel=1e-5)
+    with pytest.raises(StepError, match="all its pairs have weight 0"):
+        prefer(base, tmp_path / "zero", [replace(p, weight=0.0) for p in pairs], options(), reference=None, loss="simpo",
+               loss_options={})  # fmt: skip
+
+
+def test_flip_rates_are_per_pair_label_smoothing(base: Path, tmp_path: Path) -> None:
+    pairs = make_pairs(4)
+    longer = options(epochs=3)
+    rated = prefer(base, tmp_path / "a", [replace(p, flip_rate=0.2) for p in pairs], longer)
+    smooth = {"beta": 0.1, "label_smoothing": 0.2}
+    smoothed = prefer(base, tmp_path / "b", pairs, longer, loss_options=smooth)
+    assert [e["loss"] for e in rated["history"]] == pytest.approx([e["loss"] for e in smoothed["history"]], abs=1e-7)
+    assert rated["history"][-1]["loss"] != pytest.approx(prefer(base, tmp_path / "c", pairs, longer)["loss"], abs=1e-5)
+    with pytest.raises(ValueError, match="1 of 4 pairs have a flip rate"):
+        prefer(base, tmp_path / "d", [replace(pairs[0], flip_rate=0.2), *pairs[1:]], longer)
+    with pytest.raises(ValueError, match="simpo does not use flip rates"):
+        prefer(base, tmp_path / "d", [replace(p, flip_rate=0.2) for p in pairs], options(), reference=None, loss="simpo",
+               loss_options={})  # fmt: skip
 
 
 def test_step_loss_is_the_token_mean(base: Path, tmp_path: Path) -> None:
     dialogues = make_dialogues(4)
     found = train_sft(
-        base, tmp_path / "model", dialogues, options(micro_batch=1), checkpoint_dir=tmp_path / "checkpoints", label="sft"
+        base,
+        tmp_path / "model",
+        dialogues,
+        options(micro_batch_tokens=1),
+        checkpoint_dir=tmp_path / "checkpoints",
+        label="sft",
     )
     model, total, tokens = load_model(base).eval(), 0.0, 0
     for d in dialogues:
@@ -209,7 +261,7 @@ def test_half_written_checkpoint_is_ignored(damage: str, base: Path, tmp_path: P
 def test_step0_is_ln2_even_with_dropout(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", dropout=0.5)
     found = prefer(
-        base, tmp_path, make_pairs(12), options(micro_batch=1), reference=shutil.copytree(base, tmp_path / "copy")
+        base, tmp_path, make_pairs(12), options(micro_batch_tokens=1), reference=shutil.copytree(base, tmp_path / "copy")
     )
     assert found["same_weights"]
     assert found["step0"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -228,24 +280,24 @@ def test_another_reference_is_recorded_not_refused(base: Path, tmp_path: Path) -
     assert weights_digest(other) == before
 
 
-def test_wrong_reference_values_stop_training(base: Path, tmp_path: Path) -> None:
-    """Values of another model, or another pair's values, under the same weights' name."""
-    journal, pairs = Journal(tmp_path / "reference.jsonl"), make_pairs(4)
-    key = f"{weights_digest(base)}:fp32"
-    right = reference_logprobs(base, pairs, micro_batch=2, precision="fp32", journal=None, key="", label="right")
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "dpo_norm"])
+def test_wrong_reference_values_stop_training(loss: str, base: Path, tmp_path: Path, monkeypatch) -> None:
+    """Another pair's values under the same weights' name."""
+    pairs = make_pairs(4)
+    right = reference_logprobs(base, pairs, micro_batch_tokens=40, precision="fp32", journal=None, key="", label="right")
     shifted = dict(zip([p.id for p in pairs], list(right.values())[::-1], strict=True))
-    for pair_id, values in shifted.items():
-        journal.put(f"{key}:{pair_id}", values)
+    prefer(base, tmp_path, pairs, options(), loss=loss, loss_options={})
+    monkeypatch.setattr("align.train.run.reference_logprobs", lambda *args, **kwargs: shifted)
     with pytest.raises(StepError, match="training refuses to start"):
-        prefer(base, tmp_path, pairs, options(), journal=journal)
-    assert not (tmp_path / "model").exists()
+        prefer(base, tmp_path / "wrong", pairs, options(), loss=loss, loss_options={})
+    assert not (tmp_path / "wrong" / "model").exists()
     with pytest.raises(StepError, match="refuses to start"):
-        check_step0({"loss": math.log(2), "margin": 0.0, "largest_margin": 2e-5}, 1e-5)
+        check_step0({"loss": math.log(2), "margin": 0.0, "largest_margin": 2e-5}, math.log(2), 1e-5)
 
 
 def test_reference_is_journaled_and_joined_by_id(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = make_pairs(5)
-    how = {"micro_batch": 2, "precision": "fp32", "key": "k", "label": "reference"}
+    how = {"micro_batch_tokens": 40, "precision": "fp32", "key": "k", "label": "reference"}
     first = Journal(tmp_path / "journal.jsonl")
     found = reference_logprobs(base, pairs, journal=first, **how)
     assert set(found) == {p.id for p in pairs}
@@ -266,22 +318,23 @@ def test_loss_that_is_not_finite_leaves_its_batch_behind(base: Path, tmp_path: P
     pairs = make_pairs(8)
     real = AlignTrainer._measure
 
-    def poisoned(self, model, inputs):
-        losses, metrics = real(self, model, inputs)
-        bad = torch.tensor([math.nan if i == "p6" and model.training else 1.0 for i in inputs["ids"]])
+    def poisoned(self, batch, logps, first, last):
+        losses, metrics = real(self, batch, logps, first, last)
+        bad = torch.tensor([math.nan if i == "p6" and self.model.training else 1.0 for i in batch.ids[first:last]])
         return losses * bad, metrics
 
     monkeypatch.setattr(AlignTrainer, "_measure", poisoned)
     with pytest.raises(
         StepError, match=r"the loss is not finite; its examples are in .*not_finite_step_00000[12]\.json"
     ) as error:
-        prefer(base, tmp_path, pairs, options())
+        prefer(base, tmp_path, pairs, options(layout="separate"))
     record = json.loads(Path(str(error.value).rsplit(" in ", 1)[1]).read_text())
     assert len(record["batches"]) == 1
     batch = record["batches"][0]
     place = batch["ids"].index("p6")
-    assert batch["input_ids"][place] == list(pairs[6].prompt_ids + pairs[6].chosen_ids)
-    assert batch["completion_tokens"][place] == len(pairs[6].chosen_ids)
+    whole = list(pairs[6].prompt_ids + pairs[6].chosen_ids)
+    assert batch["input_ids"][2 * place][: len(whole)] == whole
+    assert batch["completion_tokens"][place] == [len(ids) for ids in pairs[6].completions]
     assert not (tmp_path / "model").exists()
 
 
@@ -329,7 +382,7 @@ def test_left_out_examples_are_named_with_reasons(base: Path, tmp_path: Path) ->
 def test_kl_of_a_model_with_itself_is_zero_and_by_hand_otherwise(base: Path, tmp_path: Path) -> None:
     other, dialogues = make_model(tmp_path / "other", seed=1), make_dialogues(5)
     assert sample_kl(base, base, dialogues, precision="fp32", label="kl")["kl"] == 0.0
-    found = sample_kl(base, other, dialogues, precision="fp32", label="kl", micro_batch=2)
+    found = sample_kl(base, other, dialogues, precision="fp32", label="kl", micro_batch_tokens=40)
     sums = {}
     for name, folder in (("ours", base), ("theirs", other)):
         model = load_model(folder).eval()
@@ -344,8 +397,10 @@ def test_kl_of_a_model_with_itself_is_zero_and_by_hand_otherwise(base: Path, tmp
 
 
 def test_settings_that_do_not_fit_are_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="batch_size 5 is not a multiple of 2"):
-        prefer(base, tmp_path, make_pairs(3), options(batch_size=5))
+    with pytest.raises(UserError, match="schedule 'cosin' is not cosine, linear"):
+        prefer(base, tmp_path, make_pairs(3), options(schedule="cosin"))
+    with pytest.raises(UserError, match="choose from auto, shared, separate"):
+        prefer(base, tmp_path, make_pairs(3), options(layout="padded"))
     with pytest.raises(ValueError, match="dpo is with a reference"):
         prefer(base, tmp_path, make_pairs(3), options(), reference=None)
     with pytest.raises(ValueError, match="simpo is without a reference"):
@@ -357,14 +412,14 @@ def test_settings_that_do_not_fit_are_refused(base: Path, tmp_path: Path) -> Non
 def test_order_changes_with_epoch_and_seed_only(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def orders(name: str, **changes) -> Iterator[tuple[str, ...]]:
         seen: list[str] = []
-        real = AlignTrainer.compute_loss
+        real = AlignTrainer.training_step
 
         def spy(self, model, inputs, *args, **kwargs):
-            seen.extend(inputs["ids"])
+            seen.extend(self.train_dataset[i].id for i in inputs["members"])
             return real(self, model, inputs, *args, **kwargs)
 
         with monkeypatch.context() as patch:
-            patch.setattr(AlignTrainer, "compute_loss", spy)
+            patch.setattr(AlignTrainer, "training_step", spy)
             prefer(
                 base,
                 tmp_path / name,
@@ -376,8 +431,8 @@ def test_order_changes_with_epoch_and_seed_only(base: Path, tmp_path: Path, monk
             )
         return (tuple(seen[i : i + 6]) for i in (0, 6))
 
-    first, second = orders("a", micro_batch=2)
+    first, second = orders("a", micro_batch_tokens=40)
     assert sorted(first) == sorted(second) == [f"p{i}" for i in range(6)]
     assert first != second
-    assert (first, second) == tuple(orders("b", micro_batch=1))
+    assert (first, second) == tuple(orders("b", micro_batch_tokens=1))
     assert (first, second) != tuple(orders("c", seed=8))

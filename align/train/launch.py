@@ -1,0 +1,80 @@
+"""Training on several processes: the call is written to a file and `align.train.job` runs it, one process per GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from align.core.artifact import write_json
+from align.core.errors import StepError, UserError
+from align.train.data import DialogueExample, PairExample
+from align.train.options import LoraOptions, TrainOptions
+from align.train.run import train_preference, train_sft
+
+_PATHS = ("model", "output", "reference", "checkpoint_dir", "journal")
+
+
+def launched(
+    processes: int, examples: Sequence[DialogueExample | PairExample], options: TrainOptions, **call: Any
+) -> dict[str, Any]:
+    """`train_sft` (no `loss` in `call`) or `train_preference` in as many processes.
+
+    Args:
+        processes: 1 runs it here.
+        examples: as for the two functions.
+        options: as for the two functions.
+        call: their other arguments by name; `journal` is the path of a journal file, or None.
+
+    Returns:
+        what the function returned in the first process.
+
+    Raises:
+        UserError, StepError: as raised there, or a process ended without a word.
+    """
+    if processes == 1:
+        return run_job(examples, options, call)
+    folder = Path(call["checkpoint_dir"]) / "job"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("result.json", "error.json"):
+        (folder / name).unlink(missing_ok=True)
+    plain = {name: str(value) if name in _PATHS and value is not None else value for name, value in call.items()}
+    rows = [{**vars(example), "kind": type(example).__name__} for example in examples]
+    write_json(folder / "job.json", {"options": asdict(options), "call": plain, "examples": rows})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    ended = subprocess.run([*command, "-m", "align.train.job", str(folder / "job.json")], check=False)
+    if (folder / "error.json").is_file():
+        error = json.loads((folder / "error.json").read_text())
+        raise (UserError if error["code"] == UserError.exit_code else StepError)(error["message"])
+    if ended.returncode or not (folder / "result.json").is_file():
+        raise StepError(f"{call['label']}: a training process ended with code {ended.returncode}; its output says why")
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+def read_job(path: Path) -> tuple[list[DialogueExample | PairExample], TrainOptions, dict[str, Any]]:
+    """What `launched` wrote."""
+    job = json.loads(path.read_text())
+    kinds = {"DialogueExample": DialogueExample, "PairExample": PairExample}
+    examples: list[DialogueExample | PairExample] = []
+    for row in job["examples"]:
+        kind = kinds[row.pop("kind")]
+        examples.append(kind(**{name: tuple(value) if name.endswith("_ids") else value for name, value in row.items()}))
+    lora = job["options"].pop("lora")
+    options = TrainOptions(**job["options"], lora=LoraOptions(**lora) if lora else None)
+    call = {n: Path(v) if n in _PATHS and v is not None else v for n, v in job["call"].items()}
+    return examples, options, call
+
+
+def run_job(examples: Sequence[Any], options: TrainOptions, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The call itself, in this process."""
+    from align.core.journal import Journal
+
+    if "loss" not in call:
+        return train_sft(examples=examples, options=options, **call)
+    journal = Journal(call["journal"]) if call["journal"] is not None else None
+    return train_preference(examples=examples, options=options, **{**call, "journal": journal})
