@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix regress clean
+.PHONY: help setup demo test test-all bench bench-gpu check fix regress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +43,17 @@ endif
 demo: $(READY) ## run the whole job on the embedded small model: data, M0, pairs, M1, M2, report (about 15 minutes)
 	$(BIN)/align run --recipe $(DEMO_RECIPE)
 
-test: $(READY) ## run all tests
+test: $(READY) ## run all tests but the long ones (about 12 minutes)
 	$(BIN)/python -m pytest
+
+test-all: $(READY) ## run the long tests too: memory estimates, 20 steps against TRL
+	$(BIN)/python -m pytest tests
+
+bench: $(READY) ## run the benchmarks that need no GPU, or one: make bench NAME=dpo_vs_trl
+	$(BIN)/python -m benchmarks $(NAME)
+
+bench-gpu: $(READY) ## run the GPU benchmarks (under 9 minutes on one GPU)
+	$(BIN)/python -m benchmarks.gpu
 
 check: $(READY) ## lint, types, import floors, spelling; changes nothing
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import harness
 
-DATA = Path(os.environ.get("ALIGN_SHARED_DATA", "../shared/data")) / "preferences" / "hh_harmless.jsonl"
+DATA = Path(os.environ.get("ALIGN_TEST_DATA", "../shared/data")) / "preferences" / "hh_harmless.jsonl"
 BATCH, MAX_LENGTH, LEARNING_RATE, BETA, SEED = 8, 1024, 5e-7, 0.1, 17
 LOSS_TOLERANCE = 0.02  # nats; a step's mean over 8 pairs whose margins bf16 moves by up to beta x 0.1 x sqrt(tokens)
 
@@ -38,8 +38,8 @@ def model_folder() -> Path:
     return builtin_folder(name)
 
 
-def load_pairs(path: Path, count: int) -> list[Any]:
-    """The first `count` pairs that fit, in the order in which our trainer will see them."""
+def load_pairs(path: Path, count: int, longest: int = MAX_LENGTH) -> list[Any]:
+    """The first `count` pairs of at most `longest` tokens, in the order in which our trainer will see them."""
     import torch
 
     from align.core.chat import Chat
@@ -55,19 +55,21 @@ def load_pairs(path: Path, count: int) -> list[Any]:
         pairs.append(
             PairExample(id=f"{number:05d}", prompt_ids=tuple(prompt), chosen_ids=tuple(chosen), rejected_ids=tuple(rejected))
         )
-    kept = keep_within(pairs, MAX_LENGTH, chat.stop_ids)[0][:count]
+    kept = keep_within(pairs, longest, chat.stop_ids)[0][:count]
     generator = torch.Generator().manual_seed(derive_seed(SEED, "order", 0))
     return [kept[i] for i in torch.randperm(len(kept), generator=generator).tolist()]
 
 
-def ours(pairs: list[Any], folder: Path) -> dict[str, Any]:
+def ours(pairs: list[Any], folder: Path, precision: str = "bf16") -> dict[str, Any]:
     """Our trainer at the recipe's defaults."""
     from align.train.models import load_model
     from align.train.options import TrainOptions, training_arguments
     from align.train.reference import reference_logprobs
     from align.train.trainer import AlignTrainer
 
-    options = TrainOptions(learning_rate=LEARNING_RATE, batch_size=BATCH, seed=SEED, precision="bf16", save_steps=10**6)
+    options = TrainOptions(
+        learning_rate=LEARNING_RATE, batch_size=BATCH, seed=SEED, precision=precision, save_steps=10**6, warmup_ratio=0.0
+    )
     model = load_model(model_folder())
     begun = time.perf_counter()
     reference = reference_logprobs(
@@ -83,7 +85,7 @@ def ours(pairs: list[Any], folder: Path) -> dict[str, Any]:
     unshuffled = sorted(pairs, key=lambda pair: pair.id)
     trainer = AlignTrainer(
         model, training_arguments(options, len(pairs), folder), examples=unshuffled, loss="dpo", loss_options={"beta": BETA},
-        batch_size=BATCH, micro_batch_tokens=options.micro_batch_tokens, reference=reference, precision="bf16",
+        batch_size=BATCH, micro_batch_tokens=options.micro_batch_tokens, reference=reference, precision=precision,
     )  # fmt: skip
     trained = time.perf_counter()
     trainer.train()
@@ -95,7 +97,7 @@ def ours(pairs: list[Any], folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def trl(pairs: list[Any], folder: Path, *, checkpointing: bool, at_once: int = 4) -> dict[str, Any]:
+def trl(pairs: list[Any], folder: Path, *, checkpointing: bool, at_once: int = 4, bf16: bool = True) -> dict[str, Any]:
     """TRL's trainer on the same token ids."""
     import torch
     from datasets import Dataset
@@ -120,7 +122,7 @@ def trl(pairs: list[Any], folder: Path, *, checkpointing: bool, at_once: int = 4
     ]
     args = DPOConfig(
         output_dir=str(folder), per_device_train_batch_size=at_once, gradient_accumulation_steps=BATCH // at_once,
-        num_train_epochs=1, learning_rate=LEARNING_RATE, lr_scheduler_type="cosine", warmup_steps=0, beta=BETA, bf16=True,
+        num_train_epochs=1, learning_rate=LEARNING_RATE, lr_scheduler_type="cosine", warmup_steps=0, beta=BETA, bf16=bf16,
         precompute_ref_log_probs=True, gradient_checkpointing=checkpointing, max_length=MAX_LENGTH, logging_steps=1,
         save_strategy="no", report_to="none", use_cpu=not torch.cuda.is_available(), optim="adamw_torch_fused", seed=SEED,
         weight_decay=0.0, max_grad_norm=1.0, disable_tqdm=True,
@@ -154,7 +156,7 @@ def run_arm(arm: str, count: int) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the arms, check that they trained the same, print the bars."""
     if not DATA.is_file():
-        print(f"error: {DATA} is not there; set ALIGN_SHARED_DATA to the folder of the test data")
+        print(f"error: {DATA} is not there; set ALIGN_TEST_DATA to the folder of the test data")
         return 2
     names = ["ours", "trl"] + (["trl_default"] if args.all else [])
     found = harness.run_arms("benchmarks.dpo_vs_trl", names, args.repeats, ["--pairs", str(args.pairs)])

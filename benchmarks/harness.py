@@ -50,11 +50,17 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
-
-    found["commit"] = git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    try:
+        found["commit"] = _git("rev-parse", "--short", "HEAD") + (
+            "+changes" if _git("status", "--porcelain", "-uno") else ""
+        )
+    except OSError:  # no git on this machine
+        found["commit"] = None
     return found
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

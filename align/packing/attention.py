@@ -22,6 +22,7 @@ from align.packing.layout import PackedBatch, Tree
 TREE_ATTENTION = "align_trees"
 FLEX_ATTENTION = "flex_attention"
 FLEX_BLOCK = 128  # FlexAttention's own block size
+MASK_ROWS = 1024  # queries under one dense mask: at 32,768 tokens of context it is 128 MiB, a whole branch's could be 2 GiB
 # Layer kinds that attend to everything before them; any other kind (state space, convolution, linear) carries state
 # from token to token and would mix branches.
 _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
@@ -93,9 +94,16 @@ def _tree_attention(
             k, v = torch.cat([k0, next(keys)], dim=2), torch.cat([v0, next(values)], dim=2)
             if number == 0:  # the first branch follows its prefix, so both are one causal sequence
                 pieces.append(scaled_dot_product_attention(torch.cat([q0, q], dim=2), k, v, is_causal=True, **options))
-            elif length:
-                mask = branch_mask(tree.prefix, length, query.dtype, query.device)
-                pieces.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, **options))
+                continue
+            for first in range(0, length, MASK_ROWS):
+                last = min(first + MASK_ROWS, length)
+                mask = branch_mask(tree.prefix + first, last - first, query.dtype, query.device)
+                seen = tree.prefix + last
+                pieces.append(
+                    scaled_dot_product_attention(
+                        q[:, :, first:last], k[:, :, :seen], v[:, :, :seen], attn_mask=mask, **options
+                    )
+                )
     if filling:  # seen by nobody, its own output is never read
         pieces.append(torch.zeros_like(next(queries)))
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous()
@@ -127,8 +135,11 @@ def _labels(batch: PackedBatch) -> tuple[Tensor, Tensor]:
 
 
 def block_mask(batch: PackedBatch) -> Any:
-    """The FlexAttention block mask of a shared row."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """The FlexAttention block mask of a shared row whose length is a multiple of FLEX_BLOCK.
+
+    Built block row by block row: `create_block_mask` would first make the dense (T, T) matrix, gigabytes at 32k tokens.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
 
     tree_T, branch_T = _labels(batch)
 
@@ -136,8 +147,21 @@ def block_mask(batch: PackedBatch) -> Any:
         same = (tree_T[q] == tree_T[kv]) & (q >= kv)
         return same & ((branch_T[kv] == 0) | (branch_T[q] == branch_T[kv]))
 
-    length = batch.input_ids.shape[1]
-    return create_block_mask(visible, None, None, length, length, device=batch.input_ids.device, BLOCK_SIZE=FLEX_BLOCK)
+    index = torch.arange(len(tree_T), device=tree_T.device)
+    some, every = [], []
+    for rows in index.split(FLEX_BLOCK):
+        blocks = visible(index, index, rows[:, None], index[None, :]).view(len(rows), -1, FLEX_BLOCK)
+        some.append(blocks.any(dim=2).any(dim=0))
+        every.append(blocks.all(dim=2).all(dim=0))
+    full = torch.stack(every)
+    partial = torch.stack(some) & ~full
+
+    def ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, 1, rows) numbers of blocks and (1, 1, rows, columns) their columns, those that count first."""
+        columns = blocks.int().argsort(dim=-1, descending=True, stable=True)
+        return blocks.sum(dim=-1).int()[None, None], columns.int()[None, None]
+
+    return BlockMask.from_kv_blocks(*ordered(partial), *ordered(full), BLOCK_SIZE=FLEX_BLOCK, mask_mod=visible)
 
 
 def why_not_shared(model: Any, longest: int) -> str | None:

@@ -283,8 +283,10 @@ def test_order_of_completions_does_not_matter() -> None:
 # Attention
 
 
+@pytest.mark.parametrize("rows", [5, 1024])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_tree_attention_is_dense_attention_under_the_mask(groups: int) -> None:
+def test_tree_attention_is_dense_attention_under_the_mask(groups: int, rows: int, monkeypatch) -> None:
+    monkeypatch.setattr("align.packing.attention.MASK_ROWS", rows)
     torch.manual_seed(0)
     batch = shared_layout(make_items(3), multiple=16)
     length = batch.num_tokens
@@ -302,6 +304,21 @@ def test_tree_attention_is_dense_attention_under_the_mask(groups: int) -> None:
     got = torch.autograd.grad((found.transpose(1, 2)[:, :, :real] * upstream).sum(), (q, k, v))
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+def test_block_mask_is_that_of_the_dense_matrix() -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    draw = random.Random(4)
+    lengths = [[draw.randint(1, most) for most in (600, 150, 300)] for _ in range(5)]
+    items: list[Item] = [([3] * p, [[4] * c, [5] * r]) for p, c, r in lengths]
+    batch = shared_layout(items, multiple=128)
+    dense, found = sees(batch), block_mask(batch)
+    made = create_block_mask(lambda b, h, q, kv: dense[q, kv], None, None, *dense.shape, device="cpu", BLOCK_SIZE=128)
+    assert torch.equal(found.to_dense(), made.to_dense())
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(found, name), getattr(made, name)), name
+    assert found.full_kv_num_blocks.sum() > 0 and found.shape == made.shape
 
 
 def test_flex_attention_forward_agrees() -> None:
