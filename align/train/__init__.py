@@ -1,1 +1,1 @@
-"""Losses, log-probabilities and the one trainer for SFT, DPO and SimPO."""
+"""Losses, the fused LM head, log-probabilities and the one trainer for SFT and preference optimization."""

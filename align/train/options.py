@@ -13,7 +13,8 @@ from align.core.errors import UserError
 from align.train.models import training_device
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-LOG_EVERY_ON_GPU = 10  # steps; reading a metric makes the host wait for the device
+LOG_EVERY_ON_CPU = 1  # steps
+LOG_EVERY_ON_GPU = 10  # reading a metric makes the host wait for the device
 PARALLEL = ("ddp", "fsdp2")
 
 
@@ -114,7 +115,7 @@ def training_arguments(options: TrainOptions, num_examples: int, checkpoint_dir:
         gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
         fsdp=sharded,
         fsdp_config={**fsdp, "activation_checkpointing": options.gradient_checkpointing} if sharded else None,
-        logging_steps=LOG_EVERY_ON_GPU if on_gpu else 1,
+        logging_steps=LOG_EVERY_ON_GPU if on_gpu else LOG_EVERY_ON_CPU,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # it would replace the losses we want to stop at
         save_strategy="steps" if options.save_steps else "no",

@@ -44,7 +44,7 @@ class Scorer:
         self._model = (load_model(model) if isinstance(model, Path) else model).to(self._device).eval()
         self._precision = resolve_precision(precision, self._device)
         self._budget = micro_batch_tokens
-        self._setup = prepare(self._model, layout=layout, head=head, longest=longest)
+        self._setup = prepare(self._model, layout=layout, head=head, longest=longest, precision=self._precision)
 
     @torch.no_grad()
     def score(self, items: Sequence[Item], process: int = 0, processes: int = 1) -> Iterator[dict[int, list[float]]]:

@@ -126,7 +126,7 @@ class AlignTrainer(Trainer):
         if self.is_deepspeed_enabled:
             raise ValueError("DeepSpeed is not supported; use FSDP2 to shard the model")
         longest = max(len(e.prompt_ids) + max(map(len, e.completions)) for e in examples)
-        self.setup = prepare(self.model, layout=layout, head=head, longest=longest)
+        self.setup = prepare(self.model, layout=layout, head=head, longest=longest, precision=self.precision)
         # compute_loss divides by the whole step's count, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -228,6 +228,12 @@ class AlignTrainer(Trainer):
         return losses, metrics
 
     # Metrics
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log before every checkpoint and after the last step: what is not finite must be seen before it is saved."""
+        if self.control.should_save or self.state.global_step >= self.state.max_steps:
+            self.control.should_log = bool(self._window)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics since the last log (the only place where the device is waited for) and report progress."""

@@ -57,8 +57,8 @@ def test_two_processes_train_what_one_does(parallel: str, alone: tuple[dict, Pat
 
 def test_resume_of_a_sharded_run(alone: tuple[dict, Path], base: Path, tmp_path: Path) -> None:
     """The whole run again over its checkpoint of step 3: one step is left, and its numbers are those of before."""
-    first = dpo(base, tmp_path, 2, parallel="fsdp2")
-    again = dpo(base, tmp_path, 2, parallel="fsdp2")
+    first = dpo(base, tmp_path, 2, parallel="fsdp2", gradient_checkpointing=True)
+    again = dpo(base, tmp_path, 2, parallel="fsdp2", gradient_checkpointing=True)
     assert [e["step"] for e in again["history"]] == [1, 2, 3, 4]
     for name in COMPARED:
         assert [e[name] for e in again["history"]] == pytest.approx([e[name] for e in first["history"]], abs=1e-6), name

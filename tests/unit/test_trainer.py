@@ -338,6 +338,15 @@ def test_loss_that_is_not_finite_leaves_its_batch_behind(base: Path, tmp_path: P
     assert not (tmp_path / "model").exists()
 
 
+def test_metrics_of_every_step_are_logged_where_few_steps_are(base: Path, tmp_path: Path, monkeypatch) -> None:
+    """On a GPU metrics are read every few steps: none is lost, and they are read before a checkpoint and at the end."""
+    monkeypatch.setattr("align.train.options.LOG_EVERY_ON_GPU", 3)
+    monkeypatch.setattr("align.train.options.LOG_EVERY_ON_CPU", 3)
+    often = prefer(base, tmp_path, make_pairs(20), options(save_steps=4))
+    assert [entry["step"] for entry in often["history"]] == [1, 3, 4, 5]
+    assert sum(entry["examples"] for entry in often["history"]) == 20 and often["steps"] == 5
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_saved_folder_is_complete(dtype: torch.dtype, tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", dtype=dtype)
