@@ -76,7 +76,7 @@ def ours(pairs: list[Any], folder: Path, precision: str = "bf16") -> dict[str, A
         model,
         pairs,
         micro_batch_tokens=options.micro_batch_tokens,
-        precision="bf16",
+        precision=precision,
         journal=None,
         key="",
         label="reference",

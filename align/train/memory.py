@@ -125,7 +125,8 @@ def training_memory(
     width = 2 if bf16 else 4
     logits = min(scored * shape.vocabulary * width, HEAD_BUDGET_BYTES[device])
     head_weight = shape.vocabulary * shape.hidden * (width if bf16 else 0)
-    head_gradient = shape.vocabulary * shape.hidden * 4 if lora_rank is None else 0
+    # Of the head's weight and, where it is tied, of the embedding: both are whole before they are added up.
+    head_gradient = 2 * shape.vocabulary * shape.hidden * 4 if lora_rank is None else 0
     copies = 2 * body if bf16 and (lora_rank is None or stored_bytes > 2) else 0
     # Under checkpointing a block's copies go with it.
     copies = copies / shape.layers if gradient_checkpointing else copies

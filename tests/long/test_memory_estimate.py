@@ -42,7 +42,8 @@ def measure(folder: Path, checkpoints: Path, given: dict) -> dict:
         return tuple(draw.randrange(100, 40_000) for _ in range(count))
 
     pairs = [PairExample(id=str(i), prompt_ids=ids(90), chosen_ids=ids(60), rejected_ids=ids(50)) for i in range(10)]
-    lora = LoraOptions(rank=given["lora"]) if given.pop("lora", None) else None
+    rank = given.pop("lora", None)
+    lora = LoraOptions(rank=rank) if rank else None
     options = TrainOptions(learning_rate=1e-6, batch_size=10, epochs=2, seed=1, save_steps=10**6, lora=lora, **given)
     model = _policy(folder, options)
     trainer = AlignTrainer(
