@@ -9,9 +9,9 @@ import torch
 
 pytestmark = [pytest.mark.model, pytest.mark.shared_data]
 STEPS, PAIRS_PER_STEP = 20, 2
-# float32 on both sides. The first step is ln 2; then gradients that differ in their last bits go through Adam, whose first
-# steps divide by their own size: a weight whose gradient is all rounding moves by the full learning rate either way.
-TOLERANCE = 2e-3
+# float32 on both sides. 4.5e-6 nats measured after 20 steps (2 EPYC cores, torch 2.13.0); other machines sum in other orders,
+# and Adam's first steps divide a gradient by its own size, so rounding can move a weight by the whole learning rate.
+TOLERANCE = 1e-4
 
 
 def test_twenty_steps_of_dpo_on_smollm2(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
