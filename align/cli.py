@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        from align.worker import explain
+        from align.core.errors import explain
 
         message, code = explain(error)
         if code != UserError.exit_code:

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.core.artifact import write_text
-from align.core.errors import StepError, UserError
+from align.core.errors import StepError, UserError, explain
 from align.core.hashing import FileHashes
 from align.core.lock import run_lock
 from align.recipe.load import dump_recipe
 from align.recipe.schema import Recipe
 from align.steps.context import Process
 from align.steps.table import Planned, Step, build_steps, missing_builtins, plan_steps
-from align.worker import explain, read_error, run_one
+from align.worker import read_error, run_one
 
 Say = Callable[[str], None]
 MIN_FREE_BYTES = 512 * 2**20  # below this a checkpoint of the smallest model would not fit

@@ -7,19 +7,17 @@ to the runner as JSON in the file `--error`.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import logging
 import os
 import sys
-import threading
-import time
 import traceback
 from pathlib import Path
 
 from align.core.artifact import StepFolder, write_json
-from align.core.errors import StepError, UserError
+from align.core.errors import StepError, explain
 from align.core.hashing import FileHashes
+from align.core.processes import end_with
 from align.recipe.load import load_recipe
 from align.steps.context import Context, Process
 from align.steps.functions import work_of
@@ -43,33 +41,6 @@ def run_one(planned: Planned, process: Process) -> None:
         raise StepError(f"{step.name}: ended without a manifest")
 
 
-def explain(error: BaseException) -> tuple[str, int]:
-    """One line for the user and the exit code."""
-    if isinstance(error, UserError | StepError):
-        return str(error), error.exit_code
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        place = error.filename or "the run folder"
-        return f"no space left on the disk of {place}; make room and run the same command again", UserError.exit_code
-    text = " ".join(str(error).split())[:300]
-    # safetensors and torch raise types of their own for a full disk and for too little memory.
-    if "No space left" in text:
-        return f"no space left on the disk ({text}); make room and run the same command again", UserError.exit_code
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return "out of memory; lower micro_batch_tokens or max_length and run the same command again", UserError.exit_code
-    return f"{type(error).__name__}: {text}", StepError.exit_code
-
-
-def _end_with_parent(parent: int) -> None:
-    """A worker whose runner was killed must not go on writing into the run folder."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main() -> int:
     """Run the named steps in order; on the first failure write the error file and stop."""
     parser = argparse.ArgumentParser(prog="align.worker", description=main.__doc__)
@@ -79,7 +50,7 @@ def main() -> int:
     parser.add_argument("--error", type=Path, required=True)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    _end_with_parent(args.parent)
+    end_with(args.parent)
     # Set before any model library is imported; a recipe that wants a server names it itself.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

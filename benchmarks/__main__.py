@@ -21,7 +21,7 @@ def main() -> int:
     for name, code in codes.items():
         if code not in (0, 1):
             print(f"error: {name} ended with code {code}", file=sys.stderr)
-    return max((min(code, 1) if code in (0, 1) else code for code in codes.values()), default=0)
+    return max((code if code in (0, 1) else 2 for code in codes.values()), default=0)
 
 
 if __name__ == "__main__":

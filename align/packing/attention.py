@@ -164,12 +164,13 @@ def block_mask(batch: PackedBatch) -> Any:
     return BlockMask.from_kv_blocks(*ordered(partial), *ordered(full), BLOCK_SIZE=FLEX_BLOCK, mask_mod=visible)
 
 
-def why_not_shared(model: Any, longest: int) -> str | None:
+def why_not_shared(model: Any, longest: int, attention: str) -> str | None:
     """Why a model cannot read shared rows, as far as its class and config tell; None where nothing speaks against it.
 
     Args:
         model: a causal LM of transformers.
         longest: tokens of the longest sequence; sliding windows at least as long change nothing.
+        attention: the implementation that it would use.
     """
     config = model.config
     if not getattr(model, "_supports_attention_backend", False):
@@ -178,6 +179,8 @@ def why_not_shared(model: Any, longest: int) -> str | None:
         return f"it has layers that carry state from token to token ({', '.join(strange)})"
     if any(name.endswith(("sinks", "sink")) for name, _ in model.named_parameters()):
         return "it has attention sinks"
+    if attention == FLEX_ATTENTION and getattr(config, "attention_dropout", None):
+        return "FlexAttention has no dropout, and its attention_dropout is not 0"
     window = getattr(config, "sliding_window", None)
     if window is not None and getattr(config, "use_sliding_window", True) and window < longest:
         return f"its sliding window of {window} tokens is shorter than the longest example ({longest} tokens)"

@@ -5,6 +5,7 @@ Every process works out the same plan from the lengths alone, so nothing is exch
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,28 +19,22 @@ class Bin:
 
 
 def _packed(sizes: Sequence[int], budget: int, at_least: int) -> list[list[int]]:
-    """First-fit decreasing; then, if that evens them out within the budget, the same number of bins filled evenly."""
+    """As few bins as fill evenly within the budget: the largest example first, each into the emptiest bin."""
     order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
-    tight: list[list[int]] = []
-    loads: list[int] = []
-    for i in order:
-        place = next((b for b, load in enumerate(loads) if load + sizes[i] <= budget), None)
-        if place is None:
-            tight.append([])
-            loads.append(0)
-            place = len(tight) - 1
-        tight[place].append(i)
-        loads[place] += sizes[i]
-    count = max(len(tight), min(at_least, len(sizes)))
-    even: list[list[int]] = [[] for _ in range(count)]
-    even_loads = [0] * count
-    for i in order:
-        place = min(range(count), key=lambda b: (even_loads[b], b))
-        even[place].append(i)
-        even_loads[place] += sizes[i]
-    if all(load <= budget or len(members) == 1 for load, members in zip(even_loads, even, strict=True)):
-        return even
-    return _split(tight, count)
+    alone = [[i] for i in order if sizes[i] > budget]
+    rest = order[len(alone) :]
+    count = max(-(-sum(sizes[i] for i in rest) // budget), min(at_least, len(sizes)) - len(alone), 1 if rest else 0)
+    while rest:
+        heap = [(0, number) for number in range(count)]
+        bins: list[list[int]] = [[] for _ in range(count)]
+        for i in rest:
+            load, number = heap[0]
+            heapq.heapreplace(heap, (load + sizes[i], number))
+            bins[number].append(i)
+        if max(heap)[0] <= budget:
+            return alone + [members for members in bins if members]
+        count += 1 + count // 50
+    return alone
 
 
 def _split(bins: list[list[int]], count: int) -> list[list[int]]:

@@ -158,7 +158,7 @@ def training_gib(folder: Path, parameters: float, spec: TrainSpec, example: floa
     shape = ModelShape.of(folder, parameters)
     if shape is None:  # not built yet, or of another kind: weights, gradients and Adam's moments alone
         return parameters * 16 / 2**30
-    tokens = min(spec.micro_batch_tokens, spec.batch_size * example)
+    tokens = max(example, min(spec.micro_batch_tokens, spec.batch_size / spec.processes * example))
     found = training_memory(
         shape,
         tokens=round(tokens),

@@ -36,11 +36,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same batch on a device."""
-        # float64 is only for exact reference sums; devices without it (MPS) get float32.
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        moved: dict[str, Any] = {
-            n: v.to(device, exact, non_blocking=True) for n, v in vars(self).items() if torch.is_tensor(v)
-        }
+        moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in vars(self).items() if torch.is_tensor(v)}
         return replace(self, packed=self.packed.to(device), **moved)
 
     def record(self) -> dict[str, Any]:

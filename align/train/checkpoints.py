@@ -19,7 +19,8 @@ from align.core.artifact import write_json
 
 log = logging.getLogger(__name__)
 SEAL = "complete.json"
-_NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+# One of each: under FSDP2 accelerate writes the optimizer and a copy of the weights under names of its own.
+_NEEDED = (("trainer_state.json",), ("optimizer.pt", "optimizer.bin"), ("scheduler.pt",))
 
 
 def seal(folder: Path) -> None:
@@ -41,7 +42,8 @@ def is_whole(folder: Path) -> bool:
     paths = {folder / name: size for name, size in sizes.items()}
     if any(not path.is_file() or path.stat().st_size != size for path, size in paths.items()):
         return False
-    return all(name in sizes for name in _NEEDED) and any(name.endswith(".safetensors") for name in sizes)
+    needed = all(any(name in sizes for name in names) for names in _NEEDED)
+    return needed and any(name.endswith(".safetensors") for name in sizes)
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:

@@ -61,6 +61,8 @@ def _fault(example: DialogueExample | PairExample, max_length: int, stop_ids: Co
         return "empty completion"
     if isinstance(example, PairExample) and not (math.isfinite(example.weight) and example.weight >= 0):
         return f"weight {example.weight:g} is not a finite number >= 0"
+    if isinstance(example, PairExample) and example.weight == 0:
+        return "weight 0"
     if isinstance(example, PairExample) and not 0 <= (example.flip_rate or 0.0) < 0.5:
         return f"flip rate {example.flip_rate:g} is not in [0, 0.5)"
     for ids in example.completions:

@@ -65,7 +65,7 @@ class Examining(TrainerCallback):
     Args:
         examples: to look at.
         steps: after which steps, besides before the first.
-        check: called with the result before the first step; raises where training must not start.
+        check: called with the result before the first step; raises where training must not start, may add to the result.
         snapshot: called with the step after each later look; saves the model.
     """
 
@@ -80,6 +80,7 @@ class Examining(TrainerCallback):
         self.trainer: Any = None  # set after the trainer is made with this callback
 
     def _look(self, state: Any) -> dict[str, float]:
+        self.trainer.check_finite()
         found: dict[str, float] = self.trainer.examine(self._examples)
         state.log_history.append({"step": state.global_step, EXAMINED: found})
         return found

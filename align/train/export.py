@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
+from align.core.errors import StepError
 from align.train.models import load_model
 from align.train.options import LoraOptions
 
@@ -29,8 +30,10 @@ def gathered_state(trainer: Any) -> dict[str, torch.Tensor]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     sharded = trainer.is_fsdp_enabled
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else model.state_dict()
-    if isinstance(model, PeftModel):
-        state = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    # FSDP's activation checkpointing puts a name of its own between a block's and its parameters'.
+    state = {name.replace("_checkpoint_wrapped_module.", ""): value for name, value in state.items()}
+    if isinstance(model, PeftModel):  # by PEFT's names for files, which leave the adapter's own name out
+        state = {name.replace(".default.", "."): value for name, value in state.items() if ".lora_" in name}
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
@@ -41,7 +44,8 @@ def plain_model(source: Path, state: dict[str, torch.Tensor], lora: LoraOptions 
         model.load_state_dict(state)
         return model
     wrapped = with_adapters(model, lora, seed)
-    found: Any = set_peft_model_state_dict(wrapped, state)
-    if found.unexpected_keys:
-        raise ValueError(f"adapters that {source} has no place for: {', '.join(found.unexpected_keys[:3])}")
+    expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    if different := sorted(set(expected) ^ set(state)):
+        raise StepError(f"{len(different)} adapters of {source} are missing or too many, {different[0]} for one")
+    set_peft_model_state_dict(wrapped, state)
     return wrapped.merge_and_unload()

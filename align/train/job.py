@@ -13,7 +13,8 @@ import traceback
 from pathlib import Path
 
 from align.core.artifact import write_json
-from align.core.errors import StepError, UserError
+from align.core.errors import StepError, UserError, explain
+from align.core.processes import end_with
 from align.train.launch import read_job, run_job
 
 
@@ -21,6 +22,8 @@ def main() -> int:
     """Run the job that argv names; its exit code."""
     path = Path(sys.argv[1])
     rank = int(os.environ.get("RANK", "0"))
+    if parent := os.environ.get("ALIGN_PARENT"):
+        end_with(int(parent))
     with contextlib.ExitStack() as stack:
         if rank:
             output = stack.enter_context((path.parent / f"process-{rank}.log").open("w"))
@@ -31,10 +34,11 @@ def main() -> int:
             result = run_job(*read_job(path))
         except Exception as error:
             traceback.print_exc()
-            code = error.exit_code if isinstance(error, UserError | StepError) else StepError.exit_code
-            message = str(error) if isinstance(error, UserError | StepError) else f"{type(error).__name__}: {error}"
-            if rank == 0 or not (path.parent / "error.json").exists():
-                write_json(path.parent / "error.json", {"message": message, "code": code})
+            message, code = explain(error)
+            kind = type(error).__name__ if isinstance(error, UserError | StepError) else "other"
+            if code == UserError.exit_code:  # out of memory, a full disk: as telling as a mistake
+                kind = UserError.__name__
+            write_json(path.parent / f"error-{rank}.json", {"kind": kind, "message": message, "code": code})
             return code
     if rank == 0:
         write_json(path.parent / "result.json", result)

@@ -23,6 +23,7 @@ def _sums(
         for part in scorer.score([(e.prompt_ids, e.completions) for e in examples]):
             found.update({examples[i].id: value for i, (value,) in part.items()})
             bar.advance(len(part))
+    scorer.close()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from align.train.data import DialogueExample, PairExample
 from align.train.options import LoraOptions, TrainOptions
 from align.train.run import train_preference, train_sft
 
+KINDS = ("UserError", "StepError", "other")  # of errors, the most telling first
 _PATHS = ("model", "output", "reference", "checkpoint_dir", "journal")
 
 
@@ -40,24 +42,40 @@ def launched(
         return run_job(examples, options, call)
     folder = Path(call["checkpoint_dir"]) / "job"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("result.json", "error.json"):
-        (folder / name).unlink(missing_ok=True)
-    plain = {name: str(value) if name in _PATHS and value is not None else value for name, value in call.items()}
-    rows = [{**vars(example), "kind": type(example).__name__} for example in examples]
-    write_json(folder / "job.json", {"options": asdict(options), "call": plain, "examples": rows})
+    for old in (folder / "result.json", *folder.glob("error-*.json")):
+        old.unlink(missing_ok=True)
+    write_job(folder / "job.json", examples, options, call)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    ended = subprocess.run([*command, "-m", "align.train.job", str(folder / "job.json")], check=False)
-    if (folder / "error.json").is_file():
-        error = json.loads((folder / "error.json").read_text())
+    environment = {**os.environ, "ALIGN_PARENT": str(os.getpid())}
+    ended = subprocess.run([*command, "-m", "align.train.job", str(folder / "job.json")], check=False, env=environment)
+    return read_result(folder, f"{call['label']}: a training process ended with code {ended.returncode}")
+
+
+def read_result(folder: Path, otherwise: str) -> dict[str, Any]:
+    """What the processes of a job left.
+
+    Raises:
+        UserError, StepError: the most telling of their errors: when one fails, the others only lose their connection.
+    """
+    errors = [(path.stat().st_mtime, json.loads(path.read_text())) for path in folder.glob("error-*.json")]
+    if errors:
+        _, error = min(errors, key=lambda found: (KINDS.index(found[1]["kind"]), found[0]))
         raise (UserError if error["code"] == UserError.exit_code else StepError)(error["message"])
-    if ended.returncode or not (folder / "result.json").is_file():
-        raise StepError(f"{call['label']}: a training process ended with code {ended.returncode}; its output says why")
+    if not (folder / "result.json").is_file():
+        raise StepError(f"{otherwise}; its output says why")
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result
 
 
+def write_job(path: Path, examples: Sequence[Any], options: TrainOptions, call: Mapping[str, Any]) -> None:
+    """Write a call for `read_job`."""
+    plain = {name: str(value) if name in _PATHS and value is not None else value for name, value in call.items()}
+    rows = [{**vars(example), "kind": type(example).__name__} for example in examples]
+    write_json(path, {"options": asdict(options), "call": plain, "examples": rows})
+
+
 def read_job(path: Path) -> tuple[list[DialogueExample | PairExample], TrainOptions, dict[str, Any]]:
-    """What `launched` wrote."""
+    """What `write_job` wrote."""
     job = json.loads(path.read_text())
     kinds = {"DialogueExample": DialogueExample, "PairExample": PairExample}
     examples: list[DialogueExample | PairExample] = []
@@ -76,5 +94,7 @@ def run_job(examples: Sequence[Any], options: TrainOptions, call: Mapping[str, A
 
     if "loss" not in call:
         return train_sft(examples=examples, options=options, **call)
-    journal = Journal(call["journal"]) if call["journal"] is not None else None
+    # Only the first process keeps a journal; the others are told what it holds.
+    kept = call["journal"] is not None and int(os.environ.get("RANK", "0")) == 0
+    journal = Journal(call["journal"]) if kept else None
     return train_preference(examples=examples, options=options, **{**call, "journal": journal})

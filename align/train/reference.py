@@ -18,7 +18,7 @@ from align.packing.layout import Item
 from align.train.data import DialogueExample, PairExample
 from align.train.models import load_model, training_device
 from align.train.precision import autocast, resolve_precision
-from align.train.scoring import Scoring, prepare
+from align.train.scoring import Scoring, prepare, restore
 
 PairSums = dict[str, tuple[float, float]]
 # Raised when the code that computes log-probabilities changes them: kept values are then not found and made anew.
@@ -67,6 +67,10 @@ class Scorer:
             sums_EK = batch.sums(logps_N, 0, len(part.members)).tolist()
             yield dict(zip(part.members, sums_EK, strict=True)) if part.real else {}
 
+    def close(self) -> None:
+        """Leave the model as it came; the way in that `prepare` made would keep it in memory."""
+        restore(self._model)
+
 
 def longest_of(examples: Sequence[PairExample] | Sequence[DialogueExample]) -> int:
     """Tokens of the longest sequence."""
@@ -100,7 +104,8 @@ def reference_logprobs(
         examples: the pairs.
         micro_batch_tokens: most tokens that go through the model at once.
         precision: auto, bf16 or fp32; the policy must be trained in the same one.
-        journal: finished pairs are put here and not computed again; None keeps nothing.
+        journal: finished pairs are put here and not computed again; None keeps nothing. With several processes the first
+            has it, the others have None.
         key: fingerprint of the reference's weights. A kept value is found by it, the token ids of the pair (and so by
             tokenizer, template and truncation), precision, layout and head.
         label: of the progress bar.
@@ -119,12 +124,16 @@ def reference_logprobs(
         pair.id: fingerprint([SCORING_VERSION, key, words, layout, head, pair.id, pair.prompt_ids, pair.completions])
         for pair in examples
     }
+    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    process, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if shared else (0, 1)
     found: PairSums = {}
     if journal is not None:
         found = {i: (v[0], v[1]) for i, name in names.items() if name in journal and (v := journal.get(name))}
+    if processes > 1:  # the first process holds the journal; all must agree on what is left to do
+        told = [found]
+        torch.distributed.broadcast_object_list(told)
+        found = dict(told[0])
     pending = [pair for pair in examples if pair.id not in found]
-    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
-    process, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if shared else (0, 1)
     if pending:
         scorer = Scorer(
             model,
@@ -142,6 +151,7 @@ def reference_logprobs(
                     if journal is not None:
                         journal.put(names[pending[i].id], (chosen, rejected))
                 bar.advance(len(part))
+        scorer.close()
     if processes > 1:
         parts: list[PairSums] = [{}] * processes
         torch.distributed.all_gather_object(parts, found)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
+from align.core.artifact import write_json
 from align.core.chat import Chat
 from align.core.errors import UserError
 from align.core.journal import Journal
@@ -40,10 +43,28 @@ def _select(chat: Chat, examples: Sequence[Any], options: TrainOptions, label: s
     return kept, dropped
 
 
+def _checkpoint(folder: Path, args: TrainingArguments, parallel: str) -> Path | None:
+    """The checkpoint to go on from, chosen (and cut-off ones deleted) by the first process.
+
+    Raises:
+        UserError: it was written by another number of processes, or another way of sharding.
+    """
+    found: list[Path | None] = [newest_whole(folder) if args.process_index == 0 else None]
+    if args.world_size > 1:
+        torch.distributed.broadcast_object_list(found)
+    layout = {"processes": args.world_size, "parallel": parallel if args.world_size > 1 else "none"}
+    path = folder / "processes.json"
+    if found[0] is not None and path.is_file() and (earlier := json.loads(path.read_text())) != layout:
+        raise UserError(f"{found[0]} was written with {earlier}, this run has {layout}; set them alike, or delete {folder}")
+    if args.process_index == 0:
+        write_json(path, layout)
+    return found[0]
+
+
 def _policy(model: Path, options: TrainOptions) -> Any:
-    """The model to train, on its device: float32 weights, or, where only adapters are trained, as they are stored."""
+    """The model to train: float32 weights, or, where only adapters are trained, as they are stored."""
     frozen = options.lora is not None and resolve_precision(options.precision, training_device()) == "bf16"
-    return load_model(model, weights_dtype(model) if frozen else torch.float32).to(training_device())
+    return load_model(model, weights_dtype(model) if frozen else torch.float32)
 
 
 def _train(
@@ -64,7 +85,7 @@ def _train(
     """Train, save, and say how it went; what both entry points share."""
     args = training_arguments(options, len(kept), checkpoint_dir)
     total = num_steps(options, len(kept))
-    checkpoint = newest_whole(checkpoint_dir)
+    checkpoint = _checkpoint(checkpoint_dir, args, options.parallel)
     done = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
     if checkpoint:
         log.info("%s: going on from step %d", label, done)
@@ -77,13 +98,12 @@ def _train(
         shown[0] = step
 
     examined = kept[:STEP0_EXAMPLES]
-    tolerance: dict[str, float] = {}
 
     def check(step0: dict[str, float]) -> None:
         if same_weights and reference is not None:
-            tolerance["tolerance"] = step0_tolerance(trainer.precision, trainer.loss, loss_options, examined, reference)
+            step0["tolerance"] = step0_tolerance(trainer.precision, trainer.loss, loss_options, examined, reference)
             expected = expected_at_reference(trainer.loss, loss_options, examined, reference)
-            check_step0(step0, expected, tolerance["tolerance"])
+            check_step0(step0, expected, step0["tolerance"])
 
     probe = [*kept[0].prompt_ids, *kept[0].completions[0]]
 
@@ -131,7 +151,7 @@ def _train(
     trainer.accelerator.wait_for_everyone()
     return {
         "loss": history[-1]["loss"],
-        "step0": {name: value for name, value in looked[0].items() if name != "step"} | tolerance,
+        "step0": {name: value for name, value in looked[0].items() if name != "step"},
         "examined": looked,
         "steps": trainer.state.global_step,
         "tokens": int(sum(entry["tokens"] for entry in history)),
@@ -197,7 +217,8 @@ def train_preference(
 ) -> dict[str, Any]:
     """Preference optimization on pairs with one of the paired `LOSSES`.
 
-    Reference log-probabilities are computed once, before the policy is loaded. Where `reference` holds the same weights as
+    Reference log-probabilities are computed once, before training, by the policy itself where it has the
+    reference's weights. Where `reference` holds the same weights as
     `model`, the margin must be 0 and the loss ln 2 before the first update; otherwise both are only recorded in `step0`.
 
     Args:
@@ -227,16 +248,18 @@ def train_preference(
         wants = "not a pair loss" if not chosen_loss.paired else "with" if chosen_loss.needs_reference else "without"
         raise ValueError(f"loss {loss} is {wants}" + (" a reference" if chosen_loss.paired else ""))
     kept, dropped = _select(Chat.load(model), examples, options, label)
-    sums, same_weights = None, False
-    policy = _policy(model, options)
-    training_arguments(options, len(kept), checkpoint_dir)  # joins the processes, if there are several
+    sums, same_weights, policy = None, False, None
+    args = training_arguments(options, len(kept), checkpoint_dir)  # joins the processes and takes each to its device
     if reference is not None:
         digest = weights_digest(reference)
         same_weights = digest == weights_digest(model)
+        if same_weights and not args.fsdp:  # one model serves both; under FSDP2 the policy must not be whole on a device
+            policy = _policy(model, options)
         sums = reference_logprobs(
-            policy if same_weights else reference, kept, micro_batch_tokens=options.micro_batch_tokens, journal=journal,
+            reference if policy is None else policy, kept, micro_batch_tokens=options.micro_batch_tokens, journal=journal,
             key=digest, label=f"{label} reference", precision=options.precision, layout=options.layout, head=options.head,
         )  # fmt: skip
+    policy = _policy(model, options) if policy is None else policy
     metrics = _train(
         policy, model, output, kept, dropped, options, loss=loss, loss_options=loss_options, reference=sums,
         same_weights=same_weights, checkpoint_dir=checkpoint_dir, label=label,

@@ -151,14 +151,23 @@ def _install(core: Any, setup: Setup, features: HeadFeatures) -> None:
             with torch.autocast(logps_N.device.type, enabled=False):
                 return loss_of(logps_N, 0, len(batch.bounds) - 1), logps_N.detach()
         hidden = core.base_model(**_inputs(batch, setup.attention)).last_hidden_state
-        hidden_Nd = hidden.reshape(-1, hidden.shape[-1])[batch.predict_N]
-        head = core.get_output_embeddings()
+        return head(hidden.reshape(-1, hidden.shape[-1])[batch.predict_N], scoring=scoring)
+
+    # Called as a module, so that FSDP2 gathers its weight also where it is sharded by itself.
+    head = core.get_output_embeddings()
+    plain_head = getattr(head, "_align_forward", head.forward)
+
+    def head_forward(hidden: Tensor, *, scoring: Scoring | None = None) -> Any:
+        if scoring is None:
+            return plain_head(hidden)
         options: dict[str, Any] = {"bias_V": head.bias, "features": features, "impl": setup.head}
-        if loss_of is None:
-            return linear_logprobs(hidden_Nd, head.weight, batch.target_N, **options)
-        return fused_loss(hidden_Nd, head.weight, batch.target_N, batch.bounds, loss_of, **options)
+        if scoring.loss_of is None:
+            return linear_logprobs(hidden, head.weight, scoring.batch.target_N, **options)
+        return fused_loss(hidden, head.weight, scoring.batch.target_N, scoring.batch.bounds, scoring.loss_of, **options)
 
     core.forward = forward
+    if setup.head != "plain":
+        head._align_forward, head.forward = plain_head, head_forward
 
 
 @contextmanager
@@ -167,9 +176,11 @@ def _quiet(core: Any, precision: str) -> Iterator[None]:
     was_training = core.training
     device = core.get_output_embeddings().weight.device
     core.eval()
-    with torch.no_grad(), autocast(device, precision if device.type == "cuda" else "fp32"):
-        yield
-    core.train(was_training)
+    try:
+        with torch.no_grad(), autocast(device, precision if device.type == "cuda" else "fp32"):
+            yield
+    finally:
+        core.train(was_training)
 
 
 def _probe_items(config: Any) -> list[Item]:
@@ -256,7 +267,9 @@ def prepare(model: Any, *, layout: str = "auto", head: str = "auto", longest: in
     attention, rows_of = simple, "separate"
     if layout != "separate":
         wished = Setup(layout="shared", head=chosen, attention=attention_for(device))
-        reason = why_not_shared(core, longest) or _differs(core, wished, features, expected, items, precision)
+        reason = why_not_shared(core, longest, wished.attention) or _differs(
+            core, wished, features, expected, items, precision
+        )
         if reason is None:
             attention, rows_of = wished.attention, "shared"
         else:
@@ -269,9 +282,10 @@ def prepare(model: Any, *, layout: str = "auto", head: str = "auto", longest: in
 
 
 def restore(model: Any) -> None:
-    """Take the second way in out again and set plain attention, so that the model can be used and saved as it came."""
+    """Take the second way in out again and set plain attention, so that the model can be used and saved."""
     core = core_model(model)
-    if "_align_forward" in vars(core):
-        del core._align_forward
-        del core.forward
+    for module in (core, core.get_output_embeddings()):
+        if "_align_forward" in vars(module):
+            del module._align_forward
+            del module.forward
     core.set_attn_implementation(plain_attention(core))

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from align.core.artifact import write_json
-from align.core.errors import StepError
+from align.core.errors import StepError, UserError
 from align.core.hashing import derive_seed
 from align.packing.bins import Bin, plan_bins
 from align.train.batches import MicroBatch, micro_batch
@@ -82,7 +82,7 @@ class AlignTrainer(Trainer):
         ValueError: unknown loss, unused option, a reference too many or too few, flip rates that are not used or not given
             for every pair.
         StepError: an id appears twice, or reference and examples are not the same ids.
-        UserError: a layout or head that the model cannot have.
+        UserError: a layout or head that the model cannot have, or sharding that the device cannot do.
     """
 
     def __init__(
@@ -125,6 +125,8 @@ class AlignTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if self.is_deepspeed_enabled:
             raise ValueError("DeepSpeed is not supported; use FSDP2 to shard the model")
+        if args.fsdp and not self.is_fsdp_enabled:
+            raise UserError("parallel: fsdp2 needs GPUs; on a CPU every process would silently hold the whole model")
         longest = max(len(e.prompt_ids) + max(map(len, e.completions)) for e in examples)
         self.setup = prepare(self.model, layout=layout, head=head, longest=longest, precision=self.precision)
         # compute_loss divides by the whole step's count, so the Trainer must not divide again.
@@ -165,8 +167,6 @@ class AlignTrainer(Trainer):
         model.train()
         examples = [self.train_dataset[i] for i in inputs["members"]]
         plan, count = self._plan(examples), self._count(examples)
-        if count == 0:
-            raise StepError(f"step {self.state.global_step + 1}: all its pairs have weight 0")
         total = torch.zeros((), device=self.args.device)
         for k, members in enumerate(plan):
             waiting = self.accelerator.no_sync(model) if k + 1 < len(plan) else contextlib.nullcontext()
@@ -191,7 +191,8 @@ class AlignTrainer(Trainer):
         with autocast(self.args.device, self.precision):
             loss, _ = model(scoring=Scoring(batch=batch.packed, loss_of=loss_of))
         metrics = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
-        self._window.append({"loss": loss.detach(), "metrics": metrics, "batch": batch})
+        step = self.state.global_step + 1
+        self._window.append({"loss": loss.detach(), "metrics": metrics, "batch": batch, "step": step})
         return loss
 
     def _measure(self, batch: MicroBatch, logps: Tensor, first: int, last: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -251,17 +252,13 @@ class AlignTrainer(Trainer):
             StepError: a loss or the gradient is not finite.
         """
         window, self._window = self._window, []
-        losses = torch.stack([entry["loss"] for entry in window])
-        bad = [index for index, loss in enumerate(losses.tolist()) if not math.isfinite(loss)]
-        if bad or not math.isfinite(grad_norm):
-            self._refuse([window[index] for index in bad or range(len(window))], grad_norm, bool(bad))
+        self._check_finite(window, grad_norm)
         real = [entry for entry in window if entry["metrics"]]
         names = self._metric_names()
-        sums = [
-            sum((e["metrics"][name].double().sum() for e in real), torch.zeros((), device=losses.device)) for name in names
-        ]
+        zero = torch.zeros((), device=self.args.device, dtype=torch.float64)
+        sums = [sum((e["metrics"][name].double().sum() for e in real), zero) for name in names]
         counts = [sum(len(e["batch"].ids) for e in real), sum(e["batch"].packed.num_tokens for e in window)]
-        totals = torch.stack([*sums, *losses.new_tensor(counts, dtype=torch.float64)])
+        totals = torch.stack([*sums, *zero.new_tensor(counts)])
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals, "sum")
         *values, num_examples, computed = totals.tolist()
@@ -275,14 +272,33 @@ class AlignTrainer(Trainer):
         names += ["chosen_tokens", "rejected_tokens", "tokens"]
         return names + (["chosen_drift", "rejected_drift", "kl"] if self.loss.needs_reference else [])
 
+    def check_finite(self) -> None:
+        """Look at the losses since the last log now, before anything is made of the model.
+
+        Raises:
+            StepError: one is not finite.
+        """
+        if self._window:
+            self._check_finite(self._window, 0.0)
+
+    def _check_finite(self, window: list[dict[str, Any]], grad_norm: float) -> None:
+        losses = torch.stack([entry["loss"] for entry in window])
+        bad = [index for index, loss in enumerate(losses.tolist()) if not math.isfinite(loss)]
+        anywhere = float(self.accelerator.reduce(torch.tensor(float(len(bad)), device=self.args.device), "sum"))
+        if anywhere and not bad:
+            raise RuntimeError("the loss of another process is not finite")  # that process says which examples
+        if bad or not math.isfinite(grad_norm):
+            self._refuse([window[index] for index in bad or range(len(window))], grad_norm, bool(bad))
+
     def _refuse(self, entries: list[dict[str, Any]], grad_norm: float, bad_loss: bool) -> None:
         """Write ids and token ids of the examples of micro-batches beside the checkpoints and stop."""
         rank = f"_process_{self.args.process_index}" if self.args.world_size > 1 else ""
-        path = Path(self.args.output_dir) / f"not_finite_step_{self.state.global_step:06d}{rank}.json"
+        step = entries[0]["step"] if bad_loss else self.state.global_step
+        path = Path(self.args.output_dir) / f"not_finite_step_{step:06d}{rank}.json"
         batches = [{"loss": str(float(entry["loss"])), **entry["batch"].record()} for entry in entries]
-        write_json(path, {"step": self.state.global_step, "grad_norm": str(grad_norm), "batches": batches})
+        write_json(path, {"step": step, "grad_norm": str(grad_norm), "batches": batches})
         what = "loss" if bad_loss else "gradient"
-        raise StepError(f"step {self.state.global_step}: the {what} is not finite; its examples are in {path}")
+        raise StepError(f"step {step}: the {what} is not finite; its examples are in {path}")
 
     @torch.no_grad()
     def examine(self, examples: Examples) -> dict[str, float]:
@@ -299,13 +315,14 @@ class AlignTrainer(Trainer):
             self._loss(model, self._build(examples, members), self._count(examples))
         model.train(was_training)
         entries, self._window = self._window, window
-        loss = torch.stack([entry["loss"] for entry in entries]).sum() / self.args.world_size
+        loss = torch.stack([entry["loss"].double() for entry in entries]).sum() / self.args.world_size
         found = {"loss": float(self.accelerator.reduce(loss, "sum"))}
         if not self.loss.paired:
             return found
         names = ("margin", "accuracy", "chosen_logps", "rejected_logps")
-        zero = torch.zeros(0, device=self.args.device)
-        values = {name: torch.cat([zero, *(e["metrics"][name] for e in entries if e["metrics"])]) for name in names}
+        zero = torch.zeros(0, device=self.args.device, dtype=torch.float64)
+        found_of = [entry["metrics"] for entry in entries if entry["metrics"]]
+        values = {name: torch.cat([zero, *(metrics[name].double() for metrics in found_of)]) for name in names}
         means = self.accelerator.reduce(torch.stack([values[name].sum() for name in names]), "sum") / len(examples)
         worst = self.accelerator.gather(torch.cat([values["margin"].abs(), zero.new_zeros(1)]).max().reshape(1)).max()
         return found | dict(zip(names, means.tolist(), strict=True)) | {"largest_margin": float(worst)}

@@ -9,7 +9,7 @@ import torch
 
 pytestmark = [pytest.mark.model, pytest.mark.shared_data]
 STEPS, PAIRS_PER_STEP = 20, 2
-# float32 on both sides. 4.5e-6 nats measured after 20 steps (2 EPYC cores, torch 2.13.0); other machines sum in other orders,
+# float32 on both sides. 4.5e-6 nats measured over 20 steps (2 EPYC cores, torch 2.13.0). Other machines sum in other orders,
 # and Adam's first steps divide a gradient by its own size, so rounding can move a weight by the whole learning rate.
 TOLERANCE = 1e-4
 

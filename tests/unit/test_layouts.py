@@ -30,11 +30,11 @@ from transformers import (
 )  # fmt: skip
 
 from align.core.errors import UserError
-from align.packing.attention import FLEX_ATTENTION, TREE_ATTENTION, block_mask, sees, tree_attention
+from align.packing.attention import FLEX_ATTENTION, block_mask, sees, tree_attention, why_not_shared
 from align.packing.bins import plan_bins
 from align.packing.layout import Item, common_prefix, separate_layout, shared_layout, shared_length
 from align.train.losses import LOSSES, PairLogprobs
-from align.train.scoring import Scoring, Setup, prepare, restore
+from align.train.scoring import Scoring, prepare, restore
 
 VOCAB = 61
 SMALL = {
@@ -195,6 +195,12 @@ def test_models_that_cannot_share_fall_back_with_one_line(kind: str, layout: str
     if layout == "separate":
         with pytest.raises(UserError, match=f"layout: shared is not possible with {type(model).__name__}"):
             prepare(model, layout="shared", longest=100)
+
+
+def test_flex_attention_is_not_used_with_dropout() -> None:
+    model = llama(attention_dropout=0.1)
+    assert why_not_shared(model, 10, "align_trees") is None
+    assert "dropout" in str(why_not_shared(model, 10, FLEX_ATTENTION))
 
 
 def test_unknown_words_are_refused() -> None:
@@ -361,4 +367,3 @@ def test_bins_are_even() -> None:
     sizes = [random.Random(1).randint(50, 400) for _ in range(64)]
     loads = [[sum(sizes[i] for i in b.members) for b in part] for part in plan_bins(sizes, 2048, processes=2)]
     assert max(map(max, loads)) / min(map(min, loads)) < 1.1
-    assert Setup(layout="shared", head="plain", attention=TREE_ATTENTION).attention == TREE_ATTENTION
