@@ -34,9 +34,9 @@ def test_proxy_run_agrees_with_the_golden_file(proxy_run: Path) -> None:
             "stage1.train",
         ),
         (
-            "align/packing/separate.py",
-            "completion_mask_BT[row, start:stop] = True",
-            "completion_mask_BT[row, start : stop - 1] = True",
+            "align/packing/layout.py",
+            "index_add(0, slots, logps)",
+            "index_add(0, slots, logps * (self.target_N[self.bounds[first] : self.bounds[last]] != 2))",
             "sft",
             "sft",
         ),

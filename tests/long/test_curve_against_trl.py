@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = [pytest.mark.model, pytest.mark.shared_data]
+pytestmark = [pytest.mark.model, pytest.mark.shared_data, pytest.mark.timeout(1800)]
 STEPS, PAIRS_PER_STEP = 20, 2
 # float32 on both sides. 4.5e-6 nats measured over 20 steps (2 EPYC cores, torch 2.13.0). Other machines sum in other orders,
 # and Adam's first steps divide a gradient by its own size, so rounding can move a weight by the whole learning rate.

@@ -14,7 +14,7 @@ from align.builtin_models import builtin_folder
 from align.steps.estimate import parameter_count, stored_bytes
 from align.train.memory import ModelShape, training_memory
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.timeout(1200)]
 BASE = "smollm2-135m-instruct"
 RANK = 16
 CONFIGURATIONS = {
