@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from align.train.kernels.head import CPU_BUDGET_BYTES, CUDA_BUDGET_BYTES, fused_loss, linear_logprobs
-from align.train.kernels.plan import plan_groups
+from align.train.kernels.head import fused_loss, linear_logprobs
+from align.train.kernels.plan import CPU_BUDGET_BYTES, CUDA_BUDGET_BYTES, plan_groups
 from align.train.kernels.reference import reference_logprobs
 from align.train.losses import PairLogprobs, find_loss
 from benchmarks import peers

@@ -2,7 +2,7 @@
 
     peak = runtime + source file + weights + gradients + optimizer + bf16 copies of the weights + activations + LM head
 
-Activations are counted tensor by tensor, as autograd keeps them for a Llama-like block (docs/training.md shows the list).
+Activations are counted tensor by tensor, as autograd keeps them for a Llama-like block (docs/training.md has the sums).
 Symbols: L = layers, d = hidden size, k = key/value width, f = inner width of the MLP, V = vocabulary, P = parameters,
 T = tokens of a micro-batch, N = scored tokens.
 """
@@ -13,9 +13,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.train.kernels.plan import CPU_BUDGET_BYTES, CUDA_BUDGET_BYTES
+
 # Python, torch and transformers before any tensor: resident on the CPU, CUDA context and workspaces on a GPU.
 RUNTIME_BYTES = {"cpu": 0.7e9, "cuda": 1.0e9}
-HEAD_BUDGET_BYTES = {"cpu": 2**28, "cuda": 2**30}  # as `align.train.kernels.head` spends on logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def training_memory(
         block += (2 if bf16 else 0) * (6 * shape.hidden + shape.inner)
     kept = shape.layers * 4 * shape.hidden + block if gradient_checkpointing else shape.layers * block
     width = 2 if bf16 else 4
-    logits = min(scored * shape.vocabulary * width, HEAD_BUDGET_BYTES[device])
+    logits = min(scored * shape.vocabulary * width, CUDA_BUDGET_BYTES if device == "cuda" else CPU_BUDGET_BYTES)
     head_weight = shape.vocabulary * shape.hidden * (width if bf16 else 0)
     # Of the head's weight and, where it is tied, of the embedding: both are whole before they are added up.
     head_gradient = 2 * shape.vocabulary * shape.hidden * 4 if lora_rank is None else 0

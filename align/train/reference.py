@@ -72,7 +72,7 @@ class Scorer:
         restore(self._model)
 
 
-def longest_of(examples: Sequence[PairExample] | Sequence[DialogueExample]) -> int:
+def longest_of(examples: Sequence[PairExample | DialogueExample]) -> int:
     """Tokens of the longest sequence."""
     return max(len(e.prompt_ids) + max(map(len, e.completions)) for e in examples)
 

@@ -189,7 +189,8 @@ def train_sft(
 
     Returns:
         loss (of the last step, nats per token), step0 {loss}, steps, tokens (trained on, all epochs), examples, dropped
-        [(id, reason)], precision, logit_difference (see `save_model`), history [one dict per step].
+        [(id, reason)], computed_tokens (through the decoder, all epochs), examined [one dict per look], layout, head,
+        precision, logit_difference (see `save_model`), history [one dict per step].
 
     Raises:
         UserError: no example can be trained on, or options that do not fit together.
@@ -217,9 +218,9 @@ def train_preference(
 ) -> dict[str, Any]:
     """Preference optimization on pairs with one of the paired `LOSSES`.
 
-    Reference log-probabilities are computed once, before training, by the policy itself where it has the
-    reference's weights. Where `reference` holds the same weights as
-    `model`, the margin must be 0 and the loss ln 2 before the first update; otherwise both are only recorded in `step0`.
+    Reference log-probabilities are computed once, before training. Where `reference` holds the same weights as `model`, the
+    policy itself computes them, and before the first update the margin must be 0 and the loss what it is there (`dpo`:
+    ln 2); otherwise both are only recorded in `step0`.
 
     Args:
         model: folder to start from, with tokenizer and chat template.

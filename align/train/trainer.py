@@ -29,7 +29,7 @@ from align.train.batches import MicroBatch, micro_batch
 from align.train.data import DialogueExample, PairExample
 from align.train.losses import PairLogprobs, find_loss
 from align.train.precision import autocast, resolve_precision
-from align.train.reference import check_joined, check_unique
+from align.train.reference import check_joined, check_unique, longest_of
 from align.train.scoring import Scoring, prepare
 
 OnStep = Callable[[int, int, dict[str, float]], None]
@@ -127,8 +127,7 @@ class AlignTrainer(Trainer):
             raise ValueError("DeepSpeed is not supported; use FSDP2 to shard the model")
         if args.fsdp and not self.is_fsdp_enabled:
             raise UserError("parallel: fsdp2 needs GPUs; on a CPU every process would silently hold the whole model")
-        longest = max(len(e.prompt_ids) + max(map(len, e.completions)) for e in examples)
-        self.setup = prepare(self.model, layout=layout, head=head, longest=longest, precision=self.precision)
+        self.setup = prepare(self.model, layout=layout, head=head, longest=longest_of(examples), precision=self.precision)
         # compute_loss divides by the whole step's count, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True

@@ -31,14 +31,8 @@ from torch import Tensor
 
 from align.train.kernels import torch_rows
 from align.train.kernels.passes import FusedLoss, LinearLogprobs, LossOf, Setting, check_loss, score
+from align.train.kernels.plan import CPU_BUDGET_BYTES, CUDA_BUDGET_BYTES
 from align.train.kernels.reference import reference_logprobs
-
-# Bytes that logits may take. 1 GiB is 5,242 rows of bfloat16 at V = 102,400: enough for reading W and dW once a group to
-# matter little, and small beside the float32 dW of such a head (1.6 GiB at d = 4,096).
-CUDA_BUDGET_BYTES = 2**30
-# 2,730 bfloat16 rows at V = 49,152. On a CPU speed hardly depends on it (measured there with 2,048 rows: 64 MiB is 5 %
-# faster, 16 MiB 10 % and 8 MiB 40 % slower), but a pair that does not fit costs a third more: hence room for long pairs.
-CPU_BUDGET_BYTES = 2**28
 
 IMPLS = ("auto", "triton", "chunked", "reference")
 DTYPES = (torch.bfloat16, torch.float32, torch.float64)
