@@ -58,10 +58,11 @@ def sharded(base: Path, folder: Path, stop_after: int = -1, **changes) -> tuple[
 def same(run: dict[str, Any], other: dict[str, Any], folder: Path, other_folder: Path, places: tuple[str, ...]) -> None:
     for name in COMPARED:
         mine, theirs = ([entry[name] for entry in each["history"]] for each in (run, other))
-        # Gradients are summed in another order: float32 rounding, carried through Adam for four steps.
-        assert mine == pytest.approx(theirs, rel=2e-5, abs=2e-6), name
+        # Gradients are summed in another order: float32 rounding, carried through Adam for four steps. Margins, drifts
+        # and the KL are differences of log-probs of some 100 nats, which float32 knows to 8e-6.
+        assert mine == pytest.approx(theirs, rel=2e-5, abs=2e-5), name
     for mine, theirs in zip(run["examined"], other["examined"], strict=True):
-        assert mine == pytest.approx(theirs, rel=2e-5, abs=2e-6)
+        assert mine == pytest.approx(theirs, rel=2e-5, abs=2e-5)
     for place in places:
         ours, others = (load_file(path / place / "model.safetensors") for path in (folder, other_folder))
         assert set(ours) == set(others)
