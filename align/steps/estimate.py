@@ -163,7 +163,7 @@ def training_gib(folder: Path, parameters: float, spec: TrainSpec, example: floa
         shape,
         tokens=round(tokens),
         scored=round(tokens * (1 - prompt)),
-        bf16=spec.precision != "fp32",
+        bf16=spec.precision == "bf16" or (spec.precision == "auto" and _multiplies_bf16()),
         lora_rank=spec.lora.rank if spec.lora else None,
         gradient_checkpointing=spec.gradient_checkpointing,
         stored_bytes=stored_bytes(folder),
@@ -175,6 +175,12 @@ def training_gib(folder: Path, parameters: float, spec: TrainSpec, example: floa
 
 def _has_gpu() -> bool:
     return shutil.which("nvidia-smi") is not None
+
+
+def _multiplies_bf16() -> bool:
+    """Whether `precision: auto` will mean bf16 here; as `align.train.precision` decides, without loading torch."""
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
+    return _has_gpu() or not {"avx512_bf16", "amx_tile"}.isdisjoint(flags)
 
 
 def print_plan(recipe: Recipe, run_dir: Path, plan: Sequence[Planned], say: Callable[[str], None]) -> None:

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from align.core.artifact import write_json
 from align.core.errors import StepError, UserError
 from align.train.data import DialogueExample, PairExample
@@ -36,10 +38,12 @@ def launched(
         what the function returned in the first process.
 
     Raises:
-        UserError, StepError: as raised there, or a process ended without a word.
+        UserError, StepError: as raised there, a process ended without a word, or more processes than GPUs.
     """
     if processes == 1:
         return run_job(examples, options, call)
+    if 0 < (gpus := torch.cuda.device_count()) < processes:
+        raise UserError(f"{call['label']}: processes: {processes}, but this machine has {gpus} GPU{'s' * (gpus > 1)}")
     folder = Path(call["checkpoint_dir"]) / "job"
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / "result.json", *folder.glob("error-*.json")):

@@ -210,7 +210,15 @@ def _differs(
     return f"its log-probabilities there differ by {worst:.3g} nats per token from the plain ones"
 
 
-def prepare(model: Any, *, layout: str = "auto", head: str = "auto", longest: int, precision: str = "fp32") -> Setup:
+def prepare(
+    model: Any,
+    *,
+    layout: str = "auto",
+    head: str = "auto",
+    longest: int,
+    precision: str = "fp32",
+    device: torch.device | None = None,
+) -> Setup:
     """Decide how a model's batches are laid out and scored, check the choice on the model, and install it.
 
     The check runs two short examples through the plain path and through the chosen one; a model whose layers mix branches,
@@ -223,6 +231,8 @@ def prepare(model: Any, *, layout: str = "auto", head: str = "auto", longest: in
             the fastest that the device and the model allow.
         longest: tokens of the longest sequence to come.
         precision: bf16 or fp32, of the training or scoring to come.
+        device: where the model will run; None for where it is. A model that FSDP2 will spread over GPUs is still on the
+            CPU and may fit on none of them whole: it is checked there, with the CPU's attention and head.
 
     Raises:
         UserError: an unknown word, or a layout or head that was asked for by name and the model cannot have.
@@ -230,13 +240,14 @@ def prepare(model: Any, *, layout: str = "auto", head: str = "auto", longest: in
     if layout not in LAYOUTS or head not in HEADS:
         raise UserError(f"layout {layout!r}, head {head!r}: choose from {', '.join(LAYOUTS)} and {', '.join(HEADS)}")
     core = core_model(model)
-    device = core.get_output_embeddings().weight.device
+    here = core.get_output_embeddings().weight.device
+    there = device or here
     name, items = type(core).__name__, _probe_items(core.config)
     simple = plain_attention(core)
     core.set_attn_implementation(simple)
     plain = Setup(layout="separate", head="plain", attention=simple)
     _install(core, plain, HeadFeatures())
-    rows = plain.build(items).to(device)
+    rows = plain.build(items).to(here)
     with _quiet(core, precision):
         expected = rows.sums(core(scoring=Scoring(batch=rows)), 0, len(items))
 
@@ -246,7 +257,7 @@ def prepare(model: Any, *, layout: str = "auto", head: str = "auto", longest: in
         log.info("%s: %s falls back because %s", name, what, reason)
 
     features = _head_features(core.config) or HeadFeatures()
-    chosen = "plain"
+    chosen = checked = "plain"
     if head != "plain":
         reason = None
         if type(core.get_output_embeddings()) is not nn.Linear:
@@ -255,23 +266,23 @@ def prepare(model: Any, *, layout: str = "auto", head: str = "auto", longest: in
             reason = "its config changes logits in a way that the fused head does not know"
         else:
             try:
-                chosen = choose_impl(head, device)
+                chosen = choose_impl(head, there)
+                checked = chosen if here.type == there.type else choose_impl("auto", here)
             except ValueError as error:
                 raise UserError(f"head: {error}") from None
             reason = _differs(
-                core, Setup(layout="separate", head=chosen, attention=simple), features, expected, items, precision
+                core, Setup(layout="separate", head=checked, attention=simple), features, expected, items, precision
             )
         if reason is not None:
             refuse("head", head, reason)
-            chosen = "plain"
+            chosen = checked = "plain"
     attention, rows_of = simple, "separate"
     if layout != "separate":
-        wished = Setup(layout="shared", head=chosen, attention=attention_for(device))
-        reason = why_not_shared(core, longest, wished.attention) or _differs(
-            core, wished, features, expected, items, precision
-        )
+        wished = attention_for(there)
+        shared = Setup(layout="shared", head=checked, attention=attention_for(here))
+        reason = why_not_shared(core, longest, wished) or _differs(core, shared, features, expected, items, precision)
         if reason is None:
-            attention, rows_of = wished.attention, "shared"
+            attention, rows_of = wished, "shared"
         else:
             refuse("layout", layout, reason)
     setup = Setup(layout=rows_of, head=chosen, attention=attention)

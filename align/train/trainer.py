@@ -127,7 +127,14 @@ class AlignTrainer(Trainer):
             raise ValueError("DeepSpeed is not supported; use FSDP2 to shard the model")
         if args.fsdp and not self.is_fsdp_enabled:
             raise UserError("parallel: fsdp2 needs GPUs; on a CPU every process would silently hold the whole model")
-        self.setup = prepare(self.model, layout=layout, head=head, longest=longest_of(examples), precision=self.precision)
+        self.setup = prepare(
+            self.model,
+            layout=layout,
+            head=head,
+            longest=longest_of(examples),
+            precision=self.precision,
+            device=args.device,
+        )
         # compute_loss divides by the whole step's count, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from align.core.errors import StepError, UserError
@@ -113,6 +114,12 @@ def test_errors_travel_from_the_processes(base: Path, tmp_path: Path) -> None:
         launched(2, make_dialogues(3), options(parallel="fsdp2"), **call)
     with pytest.raises(StepError, match="appears 2 times"):
         launched(2, [*make_dialogues(3), *make_dialogues(1)], options(), **call)
+
+
+def test_more_processes_than_gpus_are_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"dpo: processes: 2, but this machine has 1 GPU$"):
+        launched(2, make_pairs(3), options(), **call_of(base, tmp_path))
 
 
 def test_processes_end_with_the_one_that_launched_them(base: Path, tmp_path: Path) -> None:

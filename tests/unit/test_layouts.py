@@ -30,11 +30,12 @@ from transformers import (
 )  # fmt: skip
 
 from align.core.errors import UserError
-from align.packing.attention import FLEX_ATTENTION, block_mask, sees, tree_attention, why_not_shared
+from align.packing.attention import FLEX_ATTENTION, FLEX_BLOCK, block_mask, sees, tree_attention, why_not_shared
 from align.packing.bins import plan_bins
 from align.packing.layout import Item, common_prefix, separate_layout, shared_layout, shared_length
+from align.train.kernels.head import choose_impl
 from align.train.losses import LOSSES, PairLogprobs
-from align.train.scoring import Scoring, prepare, restore
+from align.train.scoring import Scoring, Setup, prepare, restore
 
 VOCAB = 61
 SMALL = {
@@ -208,6 +209,16 @@ def test_unknown_words_are_refused() -> None:
         prepare(llama(), layout="packed", longest=10)
     with pytest.raises(UserError, match="choose from"):
         prepare(llama(), head="liger", longest=10)
+
+
+def test_a_model_still_on_the_cpu_is_set_up_for_the_device_it_will_run_on() -> None:
+    """FSDP2 moves the shards after the set-up; the check itself runs where the weights are."""
+    model = llama(torch.float32)
+    there = torch.device("cuda")
+    setup = prepare(model, longest=10, device=there)
+    assert setup == Setup(layout="shared", head=choose_impl("auto", there), attention=FLEX_ATTENTION)
+    assert setup.build([([3, 4], [[5], [6, 7]])]).input_ids.shape[1] == FLEX_BLOCK
+    assert prepare(model, longest=10) == Setup(layout="shared", head="chunked", attention="align_trees")
 
 
 def test_restore_leaves_the_model_as_it_came() -> None:
