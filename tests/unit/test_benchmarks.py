@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import dpo_gpu, gpu, harness, loss_head, peers, prefix_sharing
+from benchmarks import dpo_gpu, gpu, harness, loss_head, loss_head_arms, peers, prefix_sharing
 from benchmarks.prefix_sharing import EXAONE_2B, EXAONE_8B, TINY, speedup, token_limit
 
 CPU = torch.device("cpu")
@@ -137,42 +137,44 @@ def test_a_folder_without_wheels_is_an_error(tmp_path):
 def test_trl_head_runs_from_its_file_alone():
     found = peers.trl_head(alone=True)
     assert found.how == "its file alone" and not found.load.__module__.startswith("trl.")
-    case = loss_head.peaked_case(32, 16, 96, 4, CPU, torch.float32, seed=1)
-    assert is_exact(loss_head.errors_of(loss_head.trl(case, function=found.load, tile=40)(), loss_head.exact(case)))
+    case = loss_head_arms.peaked_case(32, 16, 96, 4, CPU, torch.float32, seed=1)
+    assert is_exact(
+        loss_head_arms.errors_of(loss_head_arms.trl(case, function=found.load, tile=40)(), loss_head_arms.exact(case))
+    )
 
 
 # The loss head
 
 
 def test_targets_are_as_probable_as_the_file_says():
-    case = loss_head.peaked_case(512, 256, 8192, 8, CPU, torch.float32, seed=3)
-    p = loss_head.logprobs_of(case).exp()
+    case = loss_head_arms.peaked_case(512, 256, 8192, 8, CPU, torch.float32, seed=3)
+    p = loss_head_arms.logprobs_of(case).exp()
     low, middle, high = p.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
     assert float(p.min()) > 0.03 and float(p.max()) < 0.999
     assert 0.1 < low < 0.25 and 0.45 < middle < 0.65 and 0.85 < high < 0.99
-    margins = 0.1 * (loss_head.logprobs_of(case).view(8, 2, 32).sum(2) - case.reference_B2).diff(dim=1)
+    margins = 0.1 * (loss_head_arms.logprobs_of(case).view(8, 2, 32).sum(2) - case.reference_B2).diff(dim=1)
     assert 0.2 < float(margins.std()) < 3  # where the loss has a slope
 
 
 def test_the_gate_refuses_wrong_and_missing_gradients():
-    case = loss_head.peaked_case(32, 16, 96, 4, CPU, torch.float32, seed=1)
-    expected = loss_head.exact(case)
-    right = loss_head.ours(case, impl="chunked")()
-    assert loss_head.passes(loss_head.errors_of(right, expected))
+    case = loss_head_arms.peaked_case(32, 16, 96, 4, CPU, torch.float32, seed=1)
+    expected = loss_head_arms.exact(case)
+    right = loss_head_arms.ours(case, impl="chunked")()
+    assert loss_head_arms.passes(loss_head_arms.errors_of(right, expected))
     for index in range(3):
         wrong = [*right]
         wrong[index] = right[index] * 1.1
-        assert not loss_head.passes(loss_head.errors_of(wrong, expected))
+        assert not loss_head_arms.passes(loss_head_arms.errors_of(wrong, expected))
         wrong[index] = right[index] * math.nan
-        assert not loss_head.passes(loss_head.errors_of(wrong, expected))
+        assert not loss_head_arms.passes(loss_head_arms.errors_of(wrong, expected))
 
 
 def test_frozen_head_and_forced_routes_give_the_same_gradients():
-    case = loss_head.peaked_case(64, 16, 96, 4, CPU, torch.float32, seed=2)
-    expected = loss_head.exact(case)
+    case = loss_head_arms.peaked_case(64, 16, 96, 4, CPU, torch.float32, seed=2)
+    expected = loss_head_arms.exact(case)
     for options in ({"rows": 64}, {"rows": 20}, {"rows": 13, "one_unit": True}):
-        assert is_exact(loss_head.errors_of(loss_head.ours(case, impl="chunked", **options)(), expected))
-    loss, dx = loss_head.ours(case.frozen(), impl="chunked")()
+        assert is_exact(loss_head_arms.errors_of(loss_head_arms.ours(case, impl="chunked", **options)(), expected))
+    loss, dx = loss_head_arms.ours(case.frozen(), impl="chunked")()
     assert float(loss) == pytest.approx(float(expected[0])) and torch.allclose(dx.double(), expected[1], atol=1e-6)
 
 
