@@ -20,7 +20,7 @@ def test_twenty_steps_of_dpo_on_smollm2(shared_data: Path, tmp_path: Path, monke
     monkeypatch.setattr(dpo_vs_trl, "BATCH", PAIRS_PER_STEP)
     monkeypatch.setattr(dpo_vs_trl, "LEARNING_RATE", 5e-6)  # high enough for the losses to leave ln 2
     data = shared_data / "preferences" / "hh_harmless.jsonl"
-    pairs = dpo_vs_trl.load_pairs(data, STEPS * PAIRS_PER_STEP, longest=220)
+    pairs = dpo_vs_trl.load_pairs(data, STEPS * PAIRS_PER_STEP, longest=160)
     mine = dpo_vs_trl.ours(pairs, tmp_path / "ours", precision="fp32")["losses"]
     theirs = dpo_vs_trl.trl(pairs, tmp_path / "trl", checkpointing=False, at_once=PAIRS_PER_STEP, bf16=False)["losses"]
     assert len(mine) == len(theirs) == STEPS
