@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 
-CPU_BENCHMARKS = ("dpo_vs_trl",)
+CPU_BENCHMARKS = ("dpo_vs_trl", "decontaminate", "near_duplicates", "pii", "corpus_memory")
 
 
 def main() -> int:

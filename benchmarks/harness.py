@@ -69,7 +69,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def peak_rss_gib() -> float:
-    """Largest resident memory of this process so far, GiB."""
+    """Largest resident memory of this process so far, GiB.
+
+    Linux keeps `ru_maxrss` over fork and exec, so a child of a large process starts with its parent's; VmHWM starts anew.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 2**20
     unit = 2**30 if sys.platform == "darwin" else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -106,6 +112,15 @@ def run_arms(module: str, arms: Sequence[str], repeats: int, extra: Sequence[str
             found[arm].append(json.loads(ended.stdout.strip().splitlines()[-1]))
             print(f"{time.monotonic() - begun:.0f} s", flush=True)
     return found
+
+
+def test_data() -> Path | None:
+    """The folder of real test data, $ALIGN_TEST_DATA or ../shared/data; None, and a line of why, where it is absent."""
+    folder = Path(os.environ.get("ALIGN_TEST_DATA", "../shared/data"))
+    if folder.is_dir():
+        return folder
+    print(f"error: {folder} is not there; set ALIGN_TEST_DATA to the folder of the test data")
+    return None
 
 
 def arguments(about: str, repeats: int) -> argparse.ArgumentParser:

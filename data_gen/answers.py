@@ -124,6 +124,8 @@ def sft_set(
                 lang=instruction.lang,
                 generation=instruction.generation,
                 task_type=instruction.task_type,
+                license=instruction.license,
+                pii=instruction.pii,
             )
         )
     return rows, rejects

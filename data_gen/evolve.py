@@ -160,4 +160,6 @@ def child_or_reject(parent: Instruction, operator: str, answered: Answered, chat
         difficulty=difficulty(text),
         lang=parent.lang,
         split=parent.split,
+        license=parent.license,
+        pii=parent.pii,
     )

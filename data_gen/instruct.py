@@ -144,6 +144,8 @@ def instruction_row(unit: Knowledge, task_type: str, number: int, text: str, *, 
         difficulty=difficulty(text),
         lang=unit.lang,
         split=split,
+        license=unit.license,
+        pii=unit.pii,
     )
 
 

@@ -155,6 +155,8 @@ def knowledge_rows(
                 statement=fact,
                 lang=document.lang,
                 similarity=round(similarity, 4),
+                license=document.license,
+                pii=document.pii,
             )
         )
     return rows, rejects

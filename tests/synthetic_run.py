@@ -95,7 +95,7 @@ class Builder:
         self.documents = [
             Document(
                 id=f"doc-{i}", text=" ".join(self.sentence(lang, 10 * i + j) for j in range(8)) + (HOSTILE if i < 2 else ""),
-                lang=lang, source="synthetic", license="CC0-1.0",
+                lang=lang, source="synthetic", license="CC0-1.0", pii="",
             )
             for i, lang in enumerate(langs)
         ]  # fmt: skip
@@ -108,7 +108,7 @@ class Builder:
             Knowledge(
                 id=f"unit-{i}-{j}", topic_id=self.random.choice(leaves).id, document_id=f"doc-{i}",
                 statement=self.sentence(lang, 100 * i + j) + (HOSTILE if not i else ""), lang=lang,
-                similarity=round(self.random.uniform(0.1, 0.6), 4),
+                similarity=round(self.random.uniform(0.1, 0.6), 4), license="CC0-1.0", pii="",
             )
             for i, lang in enumerate(langs) for j in range(2)
         ]  # fmt: skip
@@ -145,7 +145,7 @@ class Builder:
         return Instruction(
             id=key, parent_id=parent or unit.id, topic_id=unit.topic_id, knowledge_id=unit.id,
             messages=[{"role": "user", "content": text}], generation=int(bool(parent)), operator=operator,
-            task_type="question", difficulty=0.4, lang=unit.lang, split=split,
+            task_type="question", difficulty=0.4, lang=unit.lang, split=split, license="CC0-1.0", pii="",
         )  # fmt: skip
 
     def response(self, prompt: Instruction, model: str, number: int) -> Response:
@@ -167,6 +167,7 @@ class Builder:
             SftExample(
                 id=f"sft-{i}", parent_id=row.id, topic_id=row.topic_id, lang=row.lang, generation=row.generation,
                 messages=[*row.messages, {"role": "assistant", "content": answer.text}], task_type=row.task_type,
+                license="CC0-1.0", pii="",
             )
             for i, (row, answer) in enumerate(zip(asked, answers, strict=True))
         ]  # fmt: skip

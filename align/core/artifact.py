@@ -24,11 +24,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.core.errors import StepError, UserError
-from align.core.hashing import file_sha256, fingerprint
+from align.core.hashing import file_sha256, fingerprint, short_hash
 from align.core.journal import Journal
 from align.core.rows import ROW_TYPES, Reject, from_records, to_table
 
@@ -137,10 +138,16 @@ class Artifact:
             raise UserError(f"{folder}: no manifest.json, so this is not a finished step")
         self.manifest = manifest
 
-    def rows(self, row_type: type[R]) -> list[R]:
-        """All rows as dataclasses, in the order they were written."""
+    def check(self, row_type: type) -> None:
+        """Raises:
+        UserError: its rows are of another type.
+        """
         if self.manifest.row_type != row_type.__name__:
             raise UserError(f"{self.folder} holds {self.manifest.row_type} rows, not {row_type.__name__}")
+
+    def rows(self, row_type: type[R]) -> list[R]:
+        """All rows as dataclasses, in the order they were written."""
+        self.check(row_type)
         return list(read_rows(self.folder, row_type))
 
     def rejects(self) -> list[Reject]:
@@ -266,9 +273,8 @@ class StepFolder:
             rejects.update(shard["rejects"])
         if asked != rows + sum(rejects.values()):
             raise StepError(f"{self.step}: {asked} rows in, {rows} out and {sum(rejects.values())} rejected")
-        written = [pq.read_table(p, columns=["id"])["id"].to_pylist() for p in sorted(self.folder.glob("data/*.parquet"))]
-        if twice := [i for i, n in Counter(i for ids in written for i in ids).items() if n > 1]:
-            raise StepError(f"{self.step}: id {twice[0]} appears in two shards")
+        if (twice := self._id_in_two_shards()) is not None:
+            raise StepError(f"{self.step}: id {twice} appears in two shards")
         files = {
             str(p.relative_to(self.folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)}
             for p in sorted(self.folder.rglob("*"))
@@ -292,6 +298,21 @@ class StepFolder:
         write_json(self.folder / "manifest.json", manifest.__dict__)
         shutil.rmtree(self.work)
         return manifest
+
+    def _id_in_two_shards(self) -> str | None:
+        """By 8 bytes of each id, since there may be millions; a chance collision of those is looked at again."""
+
+        def ids() -> Iterator[str]:
+            for path in sorted(self.folder.glob("data/*.parquet")):
+                yield from pq.read_table(path, columns=["id"])["id"].to_pylist()
+
+        hashes = np.fromiter((short_hash(i) for i in ids()), np.uint64)
+        values, counts = np.unique(hashes, return_counts=True)
+        if not (counts > 1).any():
+            return None
+        suspected = set(values[counts > 1].tolist())
+        found = Counter(i for i in ids() if short_hash(i) in suspected)
+        return next((i for i, n in found.items() if n > 1), None)
 
 
 def row_type_of(manifest: Manifest) -> type:

@@ -8,19 +8,39 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
+
+import numpy as np
+
+_SCRIPTS = ("latin", "hangul", "other")
+_NO_LETTER = bytes(i for i in range(128) if not chr(i).isalpha())
+
+
+@cache
+def _script_table() -> np.ndarray:
+    """UTF-16 code unit -> 0 for no letter, 1 + index in _SCRIPTS; letters beyond the Basic Multilingual Plane are none."""
+    table = np.zeros(2**16, np.uint8)
+    for code in range(2**16):
+        if (char := chr(code)).isalpha():
+            name = unicodedata.name(char, "")
+            table[code] = 1 if name.startswith("LATIN") else 2 if name.startswith("HANGUL") else 3
+    return table
+
+
+def letter_counts(text: str) -> tuple[int, int, int]:
+    """How many letters are Latin, Hangul and of another script."""
+    if text.isascii():
+        return len(text.encode("ascii").translate(None, _NO_LETTER)), 0, 0
+    units = np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2")
+    counts = np.bincount(_script_table()[units], minlength=4)
+    return int(counts[1]), int(counts[2]), int(counts[3])
 
 
 def script_shares(text: str) -> dict[str, float]:
     """The share of letters that are Latin, Hangul or something else; all 0 where there is no letter."""
-    counts = {"latin": 0, "hangul": 0, "other": 0}
-    for char in text:
-        if not char.isalpha():
-            continue
-        name = unicodedata.name(char, "")
-        script = "latin" if name.startswith("LATIN") else "hangul" if name.startswith("HANGUL") else "other"
-        counts[script] += 1
-    total = sum(counts.values())
-    return {script: n / total if total else 0.0 for script, n in counts.items()}
+    counts = letter_counts(text)
+    total = sum(counts)
+    return {script: n / total if total else 0.0 for script, n in zip(_SCRIPTS, counts, strict=True)}
 
 
 def detect(text: str) -> str:
@@ -36,101 +56,15 @@ def detect(text: str) -> str:
 
 _SENTENCE_END = re.compile(r"(?<=[.!?。])\s+|\n{2,}")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
-_STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "and",
-        "or",
-        "but",
-        "if",
-        "of",
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "from",
-        "to",
-        "with",
-        "as",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "it",
-        "its",
-        "this",
-        "that",
-        "these",
-        "those",
-        "they",
-        "them",
-        "their",
-        "he",
-        "she",
-        "his",
-        "her",
-        "we",
-        "our",
-        "you",
-        "your",
-        "i",
-        "my",
-        "not",
-        "no",
-        "nor",
-        "so",
-        "than",
-        "then",
-        "there",
-        "here",
-        "which",
-        "who",
-        "whom",
-        "what",
-        "when",
-        "where",
-        "how",
-        "why",
-        "can",
-        "could",
-        "may",
-        "might",
-        "must",
-        "shall",
-        "should",
-        "will",
-        "would",
-        "do",
-        "does",
-        "did",
-        "have",
-        "has",
-        "had",
-        "into",
-        "over",
-        "under",
-        "about",
-        "between",
-        "through",
-        "such",
-        "also",
-        "very",
-        "more",
-        "most",
-        "some",
-        "any",
-        "each",
-        "other",
-        "one",
-        "two",
-    ]
-)
+_STOP_WORDS = frozenset([
+    "a", "an", "the", "and", "or", "but", "if", "of", "in", "on", "at", "by", "for", "from", "to", "with", "as", "is",
+    "are", "was", "were", "be", "been", "being", "it", "its", "this", "that", "these", "those", "they", "them",
+    "their", "he", "she", "his", "her", "we", "our", "you", "your", "i", "my", "not", "no", "nor", "so", "than",
+    "then", "there", "here", "which", "who", "whom", "what", "when", "where", "how", "why", "can", "could", "may",
+    "might", "must", "shall", "should", "will", "would", "do", "does", "did", "have", "has", "had", "into", "over",
+    "under", "about", "between", "through", "such", "also", "very", "more", "most", "some", "any", "each", "other",
+    "one", "two",
+])  # fmt: skip
 
 
 def sentences(text: str) -> list[str]:

@@ -19,9 +19,14 @@ def _clock(seconds: float) -> str:
 
 
 class Progress:
-    """`with Progress("sample M0", 256, "responses") as bar: bar.advance(8)`; `done` counts what an earlier run finished."""
+    """`with Progress("sample M0", 256, "responses") as bar: bar.advance(8)`.
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0, interval_s: float = PLAIN_INTERVAL_S) -> None:
+    `done` counts what an earlier run finished. A `total` of None is one that nobody knows; no time left is shown then.
+    """
+
+    def __init__(
+        self, label: str, total: int | None, unit: str, done: int = 0, interval_s: float = PLAIN_INTERVAL_S
+    ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self._first = self._count = done
         self._note = ""
@@ -57,12 +62,12 @@ class Progress:
     def _print(self, ended: bool = False) -> None:
         elapsed = time.monotonic() - self._begun
         made = self._count - self._first
-        line = f"  {self.label}: {self._count}/{self.total} {self.unit}"
+        line = f"  {self.label}: {self._count}{'' if self.total is None else f'/{self.total}'} {self.unit}"
         if made:
             line += f", {made / max(elapsed, 1e-9):.2g}/s"
         if ended:
             line += f", {_clock(elapsed)}"
-        elif made:
+        elif made and self.total is not None:
             line += f", {_clock(elapsed / made * (self.total - self._count))} left"
         print(line + (f", {self._note}" if self._note else ""), flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import json
 from collections.abc import Iterator, Sequence
@@ -37,22 +38,26 @@ def read_jsonl(path: Path) -> Iterator[Line]:
             where = f"{path}:{number}"
             if not data.strip():
                 continue
-            try:
-                record = json.loads(data.decode("utf-8-sig" if number == 1 else "utf-8"))
-                json.dumps(record, ensure_ascii=False).encode()  # "\\ud83d" alone is JSON, but no text
-            except UnicodeEncodeError:
-                yield Line(where, None, "half_a_character", data.decode("utf-8", "replace").strip()[:2000])
-                continue
-            except UnicodeDecodeError:
-                yield Line(where, None, "not_utf8", data.decode("utf-8", "replace").strip()[:2000])
-                continue
-            except (ValueError, RecursionError):
-                yield Line(where, None, "malformed_json", data.decode("utf-8", "replace").strip()[:2000])
-                continue
-            if isinstance(record, dict):
-                yield Line(where, record)
-            else:
-                yield Line(where, None, "not_an_object", data.decode("utf-8", "replace").strip()[:2000])
+            yield parse_line(where, data.removeprefix(codecs.BOM_UTF8) if number == 1 else data)
+
+
+def parse_line(where: str, data: bytes) -> Line:
+    """One line of JSON Lines as a record, or the reason why it is none."""
+
+    def bad(reason: str) -> Line:
+        return Line(where, None, reason, data.decode("utf-8", "replace").strip()[:2000])
+
+    try:
+        record = json.loads(data.decode())
+        if b"\\u" in data:
+            json.dumps(record, ensure_ascii=False).encode()  # "\\ud83d" alone is JSON, but no text
+    except UnicodeEncodeError:
+        return bad("half_a_character")
+    except UnicodeDecodeError:
+        return bad("not_utf8")
+    except (ValueError, RecursionError):
+        return bad("malformed_json")
+    return Line(where, record) if isinstance(record, dict) else bad("not_an_object")
 
 
 def expand_paths(patterns: Sequence[str], key: str) -> list[Path]:

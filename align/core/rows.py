@@ -20,13 +20,18 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A web document: `text` as ingested, `lang` is en or ko, `license` an SPDX name or the source's own words."""
+    """A web document: `text` as ingested, `lang` is en or ko, `license` an SPDX name or the source's own words.
+
+    `pii` names the types of personal data that were masked in it, sorted, with commas between; it and `license` go along
+    with every row that is made from the document, up to the SFT set.
+    """
 
     id: str
     text: str
     lang: str
     source: str
     license: str
+    pii: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,8 @@ class Knowledge:
     statement: str
     lang: str
     similarity: float
+    license: str
+    pii: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,8 @@ class Instruction:
     difficulty: float
     lang: str
     split: str
+    license: str
+    pii: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +117,8 @@ class SftExample:
     lang: str
     generation: int
     task_type: str
+    license: str
+    pii: str
 
 
 @dataclass(frozen=True, kw_only=True)

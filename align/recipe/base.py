@@ -21,13 +21,14 @@ Share = Annotated[float, Number, Field(ge=0, le=1)]
 Count = Annotated[int, Number, Field(ge=1)]
 
 
-def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    """No value twice."""
     if twice := [v for i, v in enumerate(values) if v in values[:i]]:
         raise ValueError(f"{twice[0]} is listed twice")
     return values
 
 
-Listed = (Field(min_length=1), AfterValidator(_distinct))
+Listed = (Field(min_length=1), AfterValidator(distinct))
 Names = Annotated[tuple[str, ...], *Listed]
 
 BASE_MODEL = "base"

@@ -57,6 +57,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 # Where a recipe names files or folders; relative ones are relative to the recipe's own folder.
 _PATH_KEYS: tuple[Loc, ...] = (
     ("corpus", "paths"),
+    ("quality", "decontaminate", "benchmarks"),
     ("models", "*", "path"),
     ("taxonomy", "path"),
     ("reward_data", "path"),
@@ -77,7 +78,7 @@ def _make_absolute(data: Any, loc: Loc, base: Path) -> None:
         elif isinstance(value, str):
             data[key] = str(base / Path(value).expanduser())
         elif isinstance(value, list):
-            # Only corpus.paths is a list; its entries are patterns, and the folder's own name is none.
+            # Lists hold patterns, and the folder's own name is none.
             root = Path(glob.escape(str(base)))
             data[key] = [str(root / Path(v).expanduser()) if isinstance(v, str) else v for v in value]
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from align.core.artifact import Artifact, Manifest, StepFolder
+from align.core.artifact import Artifact, Manifest, Shard, StepFolder, read_rows, write_json
 from align.core.chat import Chat
 from align.core.errors import UserError
 from align.core.hashing import FileHashes
-from align.core.rows import Instruction
+from align.core.rows import Instruction, Reject
 from align.engines.open import open_engine
 from align.engines.protocol import Engine, Sampling
 from align.recipe.base import BASE_MODEL, SamplingSpec
 from align.recipe.schema import Recipe
-from align.steps.table import Step, engine_kind, model_path, training_step
+from align.steps.table import Step, benchmark_files, engine_kind, model_path, training_step
+from data_gen.decontaminate import CERTIFICATE, Decontamination
 
-R = TypeVar("R")
+R = TypeVar("R", bound=Any)
 V = TypeVar("V")
 
 
@@ -117,6 +119,51 @@ class Context:
     def rows(self, step_name: str, row_type: type[R]) -> list[R]:
         """All rows of an input step."""
         return self.artifact(step_name).rows(row_type)
+
+    def stream(self, step_name: str, row_type: type[R]) -> Iterator[R]:
+        """The rows of an input step, one file in memory at a time."""
+        artifact = self.artifact(step_name)
+        artifact.check(row_type)
+        return read_rows(artifact.folder, row_type)
+
+    def pending(self, step_name: str, row_type: type[R]) -> Iterator[tuple[Shard, list[R]]]:
+        """The shards of work on an input step's rows that are not finished yet, each with its rows."""
+        rows, at = self.stream(step_name, row_type), 0
+        for shard in self.out.pending(self.artifact(step_name).manifest.rows):
+            part = list(islice(rows, shard.start - at, shard.stop - at))
+            at = shard.stop
+            yield shard, part
+
+    def clean(self, rows: Sequence[R], texts_of: Callable[[R], Sequence[str]]) -> tuple[list[R], list[Reject]]:
+        """Rows without test items, and rejects for those with them; a certificate is written beside the rows.
+
+        Without benchmarks in the recipe all rows are kept.
+        """
+        spec = self.recipe.quality.decontaminate
+        if spec is None:
+            return list(rows), []
+        search = Decontamination(
+            benchmark_files(self.recipe), mode=spec.mode, window=spec.window, samples=spec.samples, columns=spec.columns,
+            seed=self.seed,
+        )  # fmt: skip
+        kept: list[R] = []
+        rejects: list[Reject] = []
+        for row in search.clean(rows, texts_of):
+            if isinstance(row, Reject):
+                rejects.append(row)
+            else:
+                kept.append(row)
+        write_json(self.out.folder / CERTIFICATE, search.certificate())
+        return kept, rejects
+
+    def certified(self, step_name: str) -> None:
+        """Raises:
+        UserError: the recipe wants a certificate, and an input step has none.
+        """
+        if self.recipe.quality.require_certificate and not (self.artifact(step_name).folder / CERTIFICATE).is_file():
+            raise UserError(
+                f"{self.step.name}: {step_name} has no {CERTIFICATE}, and quality.require_certificate asks for one"
+            )
 
     def base(self) -> tuple[Engine, Chat]:
         """The engine of the base model, which writes the data."""

@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from align.core.artifact import reject_duplicates
-from align.core.rows import Document, Instruction, Knowledge, Reject, Response, Topic, to_table
+from align.core.rows import Document, Instruction, Knowledge, Reject, Response, SftExample, Topic, to_table
 from align.sample import response_rows
 from align.steps.context import Context, engine_metrics, of_language, sampling
 from align.steps.table import splits
 from data_gen import answers, evolve, instruct, knowledge
-from data_gen.corpus import read_documents
+from data_gen.corpus import Reading, Rules
+from data_gen.sources import count_records, read_dataset, read_files, renamed
 from data_gen.taxonomy import Taxonomy, TopicIndex, load_taxonomy
+
+DOCUMENT_SHARD = 4096  # records: some ten megabytes
 
 
 def run_corpus(ctx: Context) -> None:
     """Documents in."""
-    spec = ctx.recipe.corpus
-    documents, rejects, counts = read_documents(
-        ctx.step.files,
-        languages=spec.languages,
-        allow_licenses=spec.allow_licenses,
-        min_chars=spec.min_chars,
-        max_chars=spec.max_chars,
-        limit=spec.limit,
-        run_seed=ctx.seed,
-    )
-    # Documents that became equal once they were cut to the same length are duplicates too.
-    documents, duplicates = reject_duplicates(documents, key=lambda d: d.id, raw=lambda d: d.source, reason="duplicate_text")
-    ctx.out.write_all(documents, rejects + duplicates, asked=len(documents) + len(rejects) + len(duplicates))
-    ctx.finish(**counts)
+    spec, quality = ctx.recipe.corpus, ctx.recipe.quality
+    rules = Rules(
+        languages=spec.languages, allow_licenses=spec.allow_licenses, min_chars=spec.min_chars, max_chars=spec.max_chars,
+        filters=quality.filters, mask_pii=spec.pii == "mask", run_seed=ctx.seed,
+    )  # fmt: skip
+    reading = Reading(ctx.out.work / "read", rules, shard_size=DOCUMENT_SHARD, near_duplicates=quality.near_duplicates)
+    streams = [read_files(ctx.step.files), *(read_dataset(d.path, d.name, d.split) for d in spec.datasets)]
+    total = None if spec.datasets else count_records(ctx.step.files)
+    reading.read(renamed(chain.from_iterable(streams), spec.columns), total)
+    todo = {shard.index for shard in ctx.out.pending(reading.records, DOCUMENT_SHARD)}
+    by_language: Counter[str] = Counter()
+    by_license: Counter[str] = Counter()
+    for index, (rows, rejects) in enumerate(reading.shards(spec.limit)):
+        by_language.update(row.lang for row in rows)
+        by_license.update(row.license for row in rows)
+        if index in todo:
+            ctx.out.write_shard(index, rows, rejects, asked=len(rows) + len(rejects))
+    ctx.finish(
+        cut=sum(shard["cut"] for shard in reading.counts), pii=dict(sorted(reading.total("pii").items())),
+        by_language=dict(by_language), by_license=dict(by_license),
+    )  # fmt: skip
 
 
 def _tree(ctx: Context) -> Taxonomy:
@@ -44,11 +55,9 @@ def run_taxonomy(ctx: Context) -> None:
     """Documents to knowledge units in their topics; `topics.parquet` beside the rows holds the tree with its counts."""
     spec = ctx.recipe.taxonomy
     tree = _tree(ctx)
-    documents = ctx.rows("corpus", Document)
-    index = {lang: TopicIndex(tree, lang) for lang in sorted({d.lang for d in documents})}
+    index = {lang: TopicIndex(tree, lang) for lang in sorted(ctx.artifact("corpus").manifest.metrics["by_language"])}
     engine = chat = None
-    for shard in ctx.out.pending(len(documents)):
-        part = documents[shard.start : shard.stop]
+    for shard, part in ctx.pending("corpus", Document):
         asked = [d for d in part if of_language(spec.extraction, d.lang) == "model"]
         answered = {}
         if asked:
@@ -146,7 +155,8 @@ def run_evolve(ctx: Context) -> None:
             asked += len(chosen)
             pool = [*pool, *children]
             generation = [*generation, *children]
-    ctx.out.write_all(pool, rejects, asked=asked)
+    pool, contaminated = ctx.clean(pool, texts_of)
+    ctx.out.write_all(pool, rejects + contaminated, asked=asked)
     by_generation = Counter(row.generation for row in pool)
     mean = {g: round(sum(r.difficulty for r in pool if r.generation == g) / n, 4) for g, n in sorted(by_generation.items())}
     ctx.finish(
@@ -168,7 +178,8 @@ def run_respond(ctx: Context) -> None:
     spec = ctx.recipe.answers
     instructions = ctx.prompts("sft", None)
     units = {k.id: k for k in ctx.rows("taxonomy", Knowledge)}
-    documents = {d.id: d.text for d in ctx.rows("corpus", Document)}
+    needed = {units[i.knowledge_id].document_id for i in instructions}
+    documents = {d.id: d.text for d in ctx.stream("corpus", Document) if d.id in needed}
     facts = {k.id: k.statement for k in units.values()} if spec.grounded else None
     engine = None
     for shard in ctx.out.pending(len(instructions)):
@@ -200,5 +211,12 @@ def run_sft_data(ctx: Context) -> None:
     rows, rejects = answers.sft_set(
         ctx.prompts("sft", None), ctx.rows("respond", Response), max_repetition=ctx.recipe.answers.max_repetition
     )
+    rows, contaminated = ctx.clean(rows, texts_of)
+    rejects += contaminated
     ctx.out.write_all(rows, rejects, asked=len(rows) + len(rejects))
-    ctx.finish(by_language=dict(Counter(row.lang for row in rows)))
+    ctx.finish(by_language=dict(Counter(row.lang for row in rows)), by_license=dict(Counter(row.license for row in rows)))
+
+
+def texts_of(row: Instruction | SftExample) -> list[str]:
+    """What is searched for test items: every turn."""
+    return [message["content"] for message in row.messages]

@@ -145,6 +145,8 @@ def run_pair(ctx: Context) -> None:
     )  # fmt: skip
     selector, validator = (ctx.rows(f"stage{ctx.step.stage}.score.{role}", Score) for role in REWARD_ROLES)
     rows, rejects = build_pairs(prompts, responses, selector, validator, rules)
+    rows, contaminated = ctx.clean(rows, lambda row: [m["content"] for m in (*row.prompt, *row.chosen, *row.rejected)])
+    rejects += contaminated
     ctx.out.write_all(rows, rejects, asked=len(prompts))
     if not rows:
         why = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejects).most_common())

@@ -30,7 +30,7 @@ from align.recipe.base import BASE_MODEL, SFT_MODEL, ModelSpec
 from align.recipe.schema import Recipe, RewardModelSpec, StageSpec
 
 # Raised when the meaning of rows or of a step's work changes: everything is made anew.
-CODE_SCHEMA = 1
+CODE_SCHEMA = 2
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 REWARD_ROLES = ("selector", "validator")
 
@@ -123,9 +123,11 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
     process = f"engine:{BASE_MODEL}"
     written = {"seed": recipe.seed, "engine": _engine_config(recipe), "templates": templates_fingerprint()}
     corpus_files = tuple(expand_paths(recipe.corpus.paths, "corpus.paths"))
+    gates = {"filters": recipe.quality.filters, "near_duplicates": recipe.quality.near_duplicates}
     yield Step(
         name="corpus", verb="taxonomy", folder="corpus", row_type=Document, files=corpus_files,
-        config={**_dump(recipe.corpus, "paths"), "seed": recipe.seed}, about="read, check and de-duplicate documents",
+        config={**_dump(recipe.corpus, "paths"), **gates, "seed": recipe.seed},
+        about="read, check, mask and de-duplicate documents",
     )  # fmt: skip
     tree = (Path(recipe.taxonomy.path) if recipe.taxonomy.path else shipped_taxonomy(),)
     yield Step(
@@ -140,7 +142,8 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
     )  # fmt: skip
     yield Step(
         name="evolve", verb="evolve", folder="evolve", row_type=Instruction, inputs=("instruct",), models=base,
-        config={**_dump(recipe.evolution), **written}, process=process, about="evolve instructions, eliminate bad ones",
+        config={**_dump(recipe.evolution), **written, **_search(recipe)}, files=benchmark_files(recipe), process=process,
+        about="evolve instructions, eliminate bad ones",
     )  # fmt: skip
     yield Step(
         name="respond", verb="respond", folder="respond", row_type=Response, models=base, process=process,
@@ -149,8 +152,20 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
     )  # fmt: skip
     yield Step(
         name="sft.data", verb="respond", folder="sft/data", row_type=SftExample, inputs=("evolve", "respond"),
-        config={"max_repetition": recipe.answers.max_repetition}, about="check answers and write the SFT set",
+        config={"max_repetition": recipe.answers.max_repetition, **_search(recipe)}, files=benchmark_files(recipe),
+        about="check answers and write the SFT set",
     )  # fmt: skip
+
+
+def benchmark_files(recipe: Recipe) -> tuple[Path, ...]:
+    """The files whose test items must not be in training data."""
+    spec = recipe.quality.decontaminate
+    return tuple(expand_paths(spec.benchmarks, "quality.decontaminate.benchmarks")) if spec else ()
+
+
+def _search(recipe: Recipe) -> dict[str, Any]:
+    spec = recipe.quality.decontaminate
+    return {"decontaminate": {**_dump(spec, "benchmarks"), "seed": recipe.seed}} if spec else {}
 
 
 def splits(recipe: Recipe) -> dict[str, float]:
@@ -232,7 +247,7 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
     yield Step(
         name=f"stage{k}.pair", verb="pair", stage=k, folder=f"stage{k}/pair", row_type=Preference,
         inputs=("evolve", *samples, *(f"stage{k}.score.{role}" for role in REWARD_ROLES)),
-        config=_dump(stage.pair),
+        config={**_dump(stage.pair), **_search(recipe)}, files=benchmark_files(recipe),
         about="best and worst by the selector, where the validator agrees",
     )  # fmt: skip
     made, outside = _uses(recipe, stage.init, *([stage.reference] if stage.reference else []))

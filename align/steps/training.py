@@ -40,6 +40,7 @@ def run_sft(ctx: Context) -> None:
     from align.train.data import DialogueExample
     from align.train.launch import launched
 
+    ctx.certified("sft.data")
     spec = ctx.recipe.sft
     model = ctx.process.model_folder(spec.init)
     chat = Chat.load(model)
@@ -65,6 +66,7 @@ def run_preference(ctx: Context) -> None:
     from align.train.launch import launched
     from align.train.losses import find_loss
 
+    ctx.certified(f"stage{ctx.step.stage}.pair")
     stage = ctx.recipe.stages[ctx.step.stage - 1]
     model = ctx.process.model_folder(stage.init)
     for name in dict.fromkeys([*stage.sample.models, *([stage.reference] if stage.reference else [])]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from align.builtin_models import builtin_folder
 from align.steps.estimate import parameter_count, stored_bytes
 from align.train.memory import ModelShape, training_memory
+from benchmarks.harness import peak_rss_gib
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(1200)]
 BASE = "smollm2-135m-instruct"
@@ -63,7 +63,7 @@ def measure(folder: Path, checkpoints: Path, given: dict) -> dict:
     trainer._save_checkpoint = lambda *args, **kwargs: None  # files in the page cache are not training's memory
     trainer.train()
     tokens, scored = max(sizes)
-    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "tokens": tokens, "scored": scored}
+    return {"peak": peak_rss_gib() * 2**30, "tokens": tokens, "scored": scored}
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -20,7 +20,7 @@ def instruction(number: int, lang: str = "en", text: str = "") -> Instruction:
         id=f"i{number}", parent_id="k", topic_id="honey", knowledge_id="k", generation=1, operator="deepen", lang=lang,
         messages=[{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."},
                   {"role": "user", "content": text or f"Why {number}?"}],
-        task_type="question", difficulty=0.3, split="sft",
+        task_type="question", difficulty=0.3, split="sft", license="CC0-1.0", pii="email",
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from align.core.rows import ROW_TYPES, Document, Instruction, Reject, Topic, arr
 
 
 def document(number: int, text: str = "") -> Document:
-    return Document(id=f"d{number}", text=text or f"꿀 {number}", lang="ko", source="test", license="CC0-1.0")
+    return Document(id=f"d{number}", text=text or f"꿀 {number}", lang="ko", source="test", license="CC0-1.0", pii="")
 
 
 def reject(number: int, reason: str = "too_short") -> Reject:

@@ -115,7 +115,7 @@ def test_inspect_on_what_is_no_artifact(project: Path, capsys: pytest.CaptureFix
 def test_inspect_shows_counts_rows_and_rejects(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = project / "runs/x/corpus"
     out = StepFolder(folder, step="corpus", fingerprint="f", inputs={}, row_type=Document, seed=17)
-    rows = [Document(id=f"d{i}", text=f"꿀 {i}", lang="ko", source="s", license="CC0") for i in range(4)]
+    rows = [Document(id=f"d{i}", text=f"꿀 {i}", lang="ko", source="s", license="CC0", pii="") for i in range(4)]
     out.write_all(rows, [Reject(id="r", reason="too_short", raw="짧다")] * 2, asked=6)
     out.finish({"cut": 1})
     assert main(["inspect", str(folder), "-n", "2"]) == 0

@@ -59,7 +59,7 @@ def example(index: int, lang: str = "en", parent: str | None = None, answer: str
     text = answer if answer is not None else f"Answer number {index} says this. " + (EN if lang == "en" else KO)
     return SftExample(
         id=f"e{index}", parent_id=parent or f"p{index}", topic_id="t", lang=lang, generation=0, task_type="open",
-        messages=[
+        license="CC0-1.0", pii="", messages=[
             {"role": "user", "content": f"Question {index}"}, {"role": "assistant", "content": "First turn."},
             {"role": "user", "content": "More?"}, {"role": "assistant", "content": text},
         ],
@@ -104,7 +104,7 @@ def test_pairs_depend_on_the_example_and_not_on_its_place() -> None:
 
 def test_examples_that_give_no_pair_are_named() -> None:
     silent = SftExample(
-        id="s", parent_id="ps", topic_id="t", lang="en", generation=0, task_type="open",
+        id="s", parent_id="ps", topic_id="t", lang="en", generation=0, task_type="open", license="CC0-1.0", pii="",
         messages=[{"role": "user", "content": "Hello?"}],
     )  # fmt: skip
     alone = [silent, example(1, answer="Too short.")]

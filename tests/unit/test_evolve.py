@@ -159,7 +159,7 @@ def row(number: int, lang: str = "en") -> Instruction:
         id=f"i{number}", parent_id="k", topic_id="t", knowledge_id="k", generation=0, operator="generate",
         task_type="question",
         messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": PARENT[lang]}],
-        difficulty=0.2, lang=lang, split="M1",
+        difficulty=0.2, lang=lang, split="M1", license="CC0-1.0", pii="email",
     )  # fmt: skip
 
 

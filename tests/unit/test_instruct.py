@@ -50,7 +50,14 @@ class Written:
 
 def unit(lang: str = "en", number: int = 1) -> Knowledge:
     return Knowledge(
-        id=f"k{number}", topic_id="honey", document_id=f"d{number}", statement=FACT[lang], lang=lang, similarity=0.5
+        id=f"k{number}",
+        topic_id="honey",
+        document_id=f"d{number}",
+        statement=FACT[lang],
+        lang=lang,
+        similarity=0.5,
+        license="CC0-1.0",
+        pii="email",
     )
 
 

@@ -52,7 +52,7 @@ class Written:
 
 
 def document(lang: str) -> Document:
-    return Document(id=f"doc-{lang}", text=TEXTS[lang], lang=lang, source="test", license="CC0-1.0")
+    return Document(id=f"doc-{lang}", text=TEXTS[lang], lang=lang, source="test", license="CC0-1.0", pii="email")
 
 
 def units(

@@ -80,7 +80,7 @@ def test_model_table_by_hand() -> None:
 def prompt(name: str, lang: str) -> Instruction:
     return Instruction(
         id=name, parent_id="k", topic_id="t", knowledge_id="k", messages=[{"role": "user", "content": "?"}], generation=0,
-        operator="generate", task_type="question", difficulty=0.1, lang=lang, split="heldout",
+        operator="generate", task_type="question", difficulty=0.1, lang=lang, split="heldout", license="CC0-1.0", pii="",
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ NAN = float("nan")
 def prompt(name: str = "p") -> Instruction:
     return Instruction(
         id=name, parent_id="k", topic_id="t", knowledge_id="k", messages=[{"role": "user", "content": "Why?"}],
-        generation=0, operator="seed", task_type="open", difficulty=0.5, lang="en", split="train",
+        generation=0, operator="seed", task_type="open", difficulty=0.5, lang="en", split="train", license="CC0-1.0", pii="",
     )  # fmt: skip
 
 

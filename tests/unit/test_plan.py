@@ -72,7 +72,7 @@ class Project:
             self.run_dir / planned.step.folder, step=name, fingerprint=planned.fingerprint, inputs=planned.input_digests,
             row_type=Document, seed=17,
         )  # fmt: skip
-        out.write_all([Document(id="d", text=name + content, lang="en", source="", license="")], [], asked=1)
+        out.write_all([Document(id="d", text=name + content, lang="en", source="", license="", pii="")], [], asked=1)
         out.finish()
 
 
