@@ -26,7 +26,7 @@ from data_gen.normal_form import SEPARATOR, normal_batch, normal_form
 WINDOW = 50
 SAMPLES = 10
 TEMPLATE_ITEMS = 3
-SHORTEST_CONTAINED = 20  # a shorter item ("Is it true?") is in too many texts by chance; it counts where it is all of a text
+SHORTEST_CONTAINED = 24  # a shorter item ("Is it true?") is in too many texts by chance; it counts where it is all of a text
 _BREAK = SEPARATOR[0]
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, the constant of Fibonacci hashing
 _FILTER_BITS = 22  # 4 MiB of flags: with a million test windows a quarter of random blocks is looked up in the sorted list
@@ -59,38 +59,76 @@ def _mixed(words: np.ndarray) -> np.ndarray:
 
 
 class _Blocks:
-    """Where other bytes may have `shortest` bytes in a row in common with some bytes."""
+    """Where other bytes may have `shortest` bytes in a row in common with some bytes.
+
+    Attributes:
+        width: of a block.
+        starts: (blocks,) where each begins, one of every kind, in the order of their hashes.
+    """
 
     def __init__(self, data: bytes, shortest: int) -> None:
-        self._width = 32 if shortest >= 40 else 16 if shortest >= 20 else 8
-        self._stride = shortest - self._width + 1
+        self.width = 32 if shortest >= 40 else 16
+        self._stride = shortest - self.width + 1
         array = np.frombuffer(data, np.uint8)
-        starts = np.arange(max(0, len(data) - self._width + 1))
+        starts = np.arange(max(0, len(data) - self.width + 1))
         # A block that goes over the end of a text is in no other text.
         breaks = np.concatenate([[0], np.cumsum(array == _BREAK)])
-        starts = starts[breaks[starts + self._width] == breaks[starts]]
+        self.starts = starts[breaks[starts + self.width] == breaks[starts]]
         hashes = [
-            _mixed(array[some[:, None] + np.arange(self._width)].view(np.uint64))
-            for some in np.array_split(starts, len(starts) // 2**18 + 1)
+            _mixed(array[some[:, None] + np.arange(self.width)].view(np.uint64))
+            for some in np.array_split(self.starts, len(self.starts) // 2**18 + 1)
         ]
-        self._hashes = np.unique(np.concatenate(hashes))
+        self.hashes = np.concatenate(hashes)
+        self._kinds = np.unique(self.hashes)
         self._flags = np.zeros(2**_FILTER_BITS, bool)
-        self._flags[self._hashes >> np.uint64(64 - _FILTER_BITS)] = True
+        self._flags[self._kinds >> np.uint64(64 - _FILTER_BITS)] = True
+
+    def hits(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Places in `data` where a block begins, and the block's hash."""
+        count = (len(data) - self.width) // self._stride + 1
+        if count <= 0 or not len(self._kinds):
+            return np.empty(0, int), np.empty(0, np.uint64)
+        array = np.frombuffer(data, np.uint8)
+        rows = np.lib.stride_tricks.as_strided(array, (count, self.width), (self._stride, 1), writeable=False)
+        hashes = _mixed(np.ascontiguousarray(rows).view(np.uint64))
+        flagged = np.flatnonzero(self._flags[hashes >> np.uint64(64 - _FILTER_BITS)])
+        at = np.minimum(np.searchsorted(self._kinds, hashes[flagged]), len(self._kinds) - 1)
+        found = flagged[self._kinds[at] == hashes[flagged]]
+        return found * self._stride, hashes[found]
 
     def regions(self, data: bytes, reach: int) -> Iterator[tuple[int, int]]:
         """[start, stop) of the parts of `data` that are `reach` bytes around a block, those that touch as one."""
-        count = (len(data) - self._width) // self._stride + 1
-        if count <= 0 or not len(self._hashes):
-            return
-        array = np.frombuffer(data, np.uint8)
-        rows = np.lib.stride_tricks.as_strided(array, (count, self._width), (self._stride, 1), writeable=False)
-        hashes = _mixed(np.ascontiguousarray(rows).view(np.uint64))
-        flagged = np.flatnonzero(self._flags[hashes >> np.uint64(64 - _FILTER_BITS)])
-        at = np.minimum(np.searchsorted(self._hashes, hashes[flagged]), len(self._hashes) - 1)
-        places = flagged[self._hashes[at] == hashes[flagged]] * self._stride
-        gaps = np.flatnonzero(np.diff(places) > 2 * reach + self._width)
+        places, _ = self.hits(data)
+        gaps = np.flatnonzero(np.diff(places) > 2 * reach + self.width)
         for first, last in zip([0, *(gaps + 1)], [*gaps, len(places) - 1], strict=True) if len(places) else ():
-            yield max(0, int(places[first]) - reach), min(len(data), int(places[last]) + self._width + reach)
+            yield max(0, int(places[first]) - reach), min(len(data), int(places[last]) + self.width + reach)
+
+
+class _ShortTexts:
+    """Texts below the window, each to be found as a whole.
+
+    Args:
+        texts: normalised, each at least SHORTEST_CONTAINED long.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = {text.encode() for text in texts}
+        data = SEPARATOR.join(sorted(self._texts))
+        self._blocks = _Blocks(data, SHORTEST_CONTAINED)
+        # Where a block lies in its text, and how long that is: few of each, however many texts begin alike.
+        self._around: dict[int, set[tuple[int, int]]] = {}
+        for start, value in zip(self._blocks.starts.tolist(), self._blocks.hashes.tolist(), strict=True):
+            first = data.rfind(SEPARATOR, 0, start) + 1
+            stop = data.find(SEPARATOR, start)
+            self._around.setdefault(value, set()).add((start - first, (stop if stop >= 0 else len(data)) - first))
+
+    def found(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """(place, text) of every one, by place of a block in it."""
+        for place, value in zip(*(values.tolist() for values in self._blocks.hits(data)), strict=True):
+            for offset, size in self._around[value]:
+                text = data[max(0, place - offset) : place - offset + size]
+                if text in self._texts:
+                    yield place, text
 
 
 def window_hashes(codes: np.ndarray, window: int) -> np.ndarray:
@@ -169,7 +207,7 @@ class Pool:
 
     Args:
         benchmarks: as `read_benchmarks` gives them.
-        window: letters and digits in a row that make a text contaminated, >= 20.
+        window: letters and digits in a row that make a text contaminated, >= 24.
 
     Attributes:
         windows: how many different ones there are.
@@ -186,21 +224,15 @@ class Pool:
         groups = np.repeat(np.arange(len(benchmarks)), [len(b.items) for b in benchmarks])
         normal = normal_batch([text for item in self._items for text in item.texts]).decode().split(SEPARATOR.decode())
         owners = [k for k, item in enumerate(self._items) for _ in item.texts]
-        by_length: dict[int, list[tuple[str, int]]] = {}
-        for text, owner in zip(normal, owners, strict=True):
-            by_length.setdefault(min(len(text), window), []).append((text, owner))
-        by_length.pop(0, None)
         self._whole: dict[str, list[int]] = {}
         for text, owner in zip(normal, owners, strict=True):
             self._whole.setdefault(text, []).append(owner)
-        long = by_length.pop(window, [])
+        long = [(text, k) for text, k in zip(normal, owners, strict=True) if len(text) >= window]
         self._long = _Windows([t for t, _ in long], [k for _, k in long], groups, window)
-        self._long_blocks = _Blocks(_joined(long), window)
-        self.short_items = sum(map(len, by_length.values()))
-        contained = {n: texts for n, texts in by_length.items() if n >= SHORTEST_CONTAINED}
-        self._short = [_Windows([t for t, _ in ts], [k for _, k in ts], groups, n) for n, ts in sorted(contained.items())]
-        self._short_blocks = _Blocks(_joined([pair for pairs in contained.values() for pair in pairs]), SHORTEST_CONTAINED)
-        self._longest_tiny = max((len(t) for n, ts in by_length.items() if n not in contained for t, _ in ts), default=0)
+        self._blocks = _Blocks(SEPARATOR.join(text.encode() for text, _ in long), window)
+        self.short_items = sum(0 < len(text) < window for text in normal)
+        self._short = _ShortTexts([text for text in normal if SHORTEST_CONTAINED <= len(text) < window])
+        self._longest_tiny = max((len(text) for text in normal if len(text) < SHORTEST_CONTAINED), default=0)
         self.windows, self.template_windows = self._long.distinct, self._long.templates
         self.fingerprint = fingerprint([window, TEMPLATE_ITEMS, [(b.name, b.sha256) for b in benchmarks]])
 
@@ -219,12 +251,12 @@ class Pool:
             if len(span) > len(best.get((text, owner), "")):
                 best[text, owner] = span
 
-        searches = [(self._long_blocks, [self._long]), (self._short_blocks, self._short)]
-        for blocks, windows in searches:
-            for text, part in _parts(data, ends, blocks, 3 * self.window):  # a character is at most three bytes
-                for some in windows:
-                    for start, stop, owner in _runs(some, part):
-                        add(text, owner, part[start:stop])
+        for text, part in _parts(data, ends, self._blocks, 3 * self.window):  # a character is at most three bytes
+            for start, stop, owner in _runs(self._long, part):
+                add(text, owner, part[start:stop])
+        for place, short in self._short.found(data):
+            for owner in self._whole[short.decode()]:
+                add(int(np.searchsorted(ends, place)), owner, short.decode())
         if self._longest_tiny:
             for text, whole in enumerate(data.split(SEPARATOR)):
                 if 0 < len(whole) <= 3 * self._longest_tiny and len(key := whole.decode()) < SHORTEST_CONTAINED:
@@ -236,10 +268,6 @@ class Pool:
             match = Match(item.benchmark, item.number, span, owner in self._whole.get(span, ()))
             found.setdefault(text, []).append(match)
         return found
-
-
-def _joined(texts: Sequence[tuple[str, int]]) -> bytes:
-    return SEPARATOR.join(text.encode() for text, _ in texts)
 
 
 def _parts(data: bytes, ends: np.ndarray, blocks: _Blocks, reach: int) -> Iterator[tuple[int, str]]:

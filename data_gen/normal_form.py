@@ -18,7 +18,6 @@ import numpy as np
 
 SEPARATOR = b"\x01"  # between texts in a batch; no letter or digit, so no text has it once it is normalised
 _BREAK = SEPARATOR.decode()
-_MARKS = "’‘“”–—…•·\u00a0"
 _DROPPED, _SEVERAL = 0, 0xFFFF  # U+FFFF is no character
 
 
@@ -29,7 +28,7 @@ def normal_form(text: str, *, fold: bool = True) -> str:
         text: any text.
         fold: whether capitals and small letters are the same.
     """
-    composed = unicodedata.normalize("NFC", "".join(c for c in _without_marks(text) if c < "\U00010000"))
+    composed = unicodedata.normalize("NFC", "".join(c for c in text if c < "\U00010000" and c != _BREAK))
     if fold:
         composed = unicodedata.normalize("NFC", composed.casefold())
     return "".join(filter(str.isalnum, composed))
@@ -39,13 +38,16 @@ def normal_form(text: str, *, fold: bool = True) -> str:
 def _table(fold: bool) -> np.ndarray:
     """UTF-16 code unit -> what it becomes, _DROPPED, or _SEVERAL where that depends on its neighbours."""
     table = np.zeros(2**16, np.uint16)
+    # What may join with the character before it: the second parts of canonical decompositions, vowels and finals of Hangul.
+    parts = [unicodedata.decomposition(chr(code)).split() for code in range(2**16)]
+    joins = {int(part[1], 16) for part in parts if len(part) == 2 and not part[0].startswith("<")} | {*range(0x1160, 0x1200)}
     for code in range(2**16):
         char = chr(code)
         if unicodedata.category(char) == "Cs":
             continue  # half of a character beyond the plane
         becomes = normal_form(char, fold=fold)
-        combines = unicodedata.category(char).startswith("M") or 0x1160 <= code <= 0x11FF or len(becomes) > 1
-        if combines or unicodedata.normalize("NFC", char) != char:
+        moves = code in joins or unicodedata.combining(char) != 0 or len(becomes) > 1
+        if moves or unicodedata.normalize("NFC", char) != char:
             table[code] = _SEVERAL
         elif becomes:
             table[code] = ord(becomes)
@@ -54,34 +56,30 @@ def _table(fold: bool) -> np.ndarray:
 
 
 @cache
-def _ascii(fold: bool) -> tuple[bytes, bytes]:
-    """What `bytes.translate` takes: the new value of each byte, and the bytes to delete."""
-    kept = [chr(i).isalnum() or chr(i) == _BREAK for i in range(128)]
-    new = bytes(ord(chr(i).lower()) if fold and i < 128 else i for i in range(256))
-    return new, bytes(i for i in range(128) if not kept[i])
+def _bytes(fold: bool) -> tuple[bytes, bytes]:
+    """What `bytes.translate` takes: the new value of each byte of Windows-1252, and those that are no letter or digit."""
+    chars = bytes(range(256)).decode("cp1252", "replace")
+    new = bytes(ord(c.lower()) if fold and c.isascii() else i for i, c in enumerate(chars))
+    return new, bytes(i for i, c in enumerate(chars) if not c.isalnum() and c != _BREAK)
 
 
 def normal_batch(texts: Sequence[str], *, fold: bool = True) -> bytes:
     """`normal_form` of each text, as UTF-8 joined by SEPARATOR."""
-    texts = [_without_marks(text) for text in texts]
-    is_ascii = [text.isascii() for text in texts]
-    if all(is_ascii):
-        return _BREAK.join(texts).encode("ascii").translate(*_ascii(fold))
-    if not any(is_ascii):
-        return _by_table(texts, fold)
-    quick = iter(normal_batch([t for t, a in zip(texts, is_ascii, strict=True) if a], fold=fold).split(SEPARATOR))
-    others = iter(_by_table([t for t, a in zip(texts, is_ascii, strict=True) if not a], fold).split(SEPARATOR))
-    return SEPARATOR.join(next(quick if a else others) for a in is_ascii)
+    texts = [text.replace(_BREAK, "") if _BREAK in text else text for text in texts]
+    if all(map(str.isascii, texts)):
+        return _BREAK.join(texts).encode("ascii").translate(*_bytes(fold))
+    found = [_quick(text, fold) for text in texts]
+    others = iter(_by_table([t for t, f in zip(texts, found, strict=True) if f is None], fold).split(SEPARATOR))
+    return SEPARATOR.join(next(others) if f is None else f for f in found)
 
 
-def _without_marks(text: str) -> str:
-    """A text without SEPARATOR and the marks that keep most English from being ASCII; no letter is among them."""
-    if _BREAK in text:
-        text = text.replace(_BREAK, "")
-    if not text.isascii():
-        for mark in _MARKS:
-            text = text.replace(mark, "")
-    return text
+def _quick(text: str, fold: bool) -> bytes | None:
+    """Of a text whose letters are ASCII, whatever its quotation marks and dashes; None for others."""
+    try:
+        form = text.encode("cp1252").translate(*_bytes(fold))
+    except UnicodeEncodeError:
+        return None
+    return form if form.isascii() else None
 
 
 def _by_table(texts: Sequence[str], fold: bool) -> bytes:

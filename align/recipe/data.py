@@ -48,7 +48,7 @@ class DecontaminateSpec(Strict):
     benchmarks: Names = Field(description="Benchmark files (JSON Lines) or glob patterns.")
     columns: tuple[str, ...] | None = Field(None, description="Those that hold test text; null for the usual names.")
     mode: Literal["full", "paper"] = Field("full", description="full: every window; paper: sampled ones, as EXAONE 3.5 did.")
-    window: Annotated[int, Number, Field(ge=20)] = Field(50, description="Letters and digits in a row that both have.")
+    window: Annotated[int, Number, Field(ge=24)] = Field(50, description="Letters and digits in a row that both have.")
     samples: Count = Field(10, description="Windows drawn from each text in mode paper.")
 
     @model_validator(mode="after")

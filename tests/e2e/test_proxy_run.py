@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from align.core.artifact import Artifact
-from align.core.rows import Preference, Response, Score
+from align.core.rows import Preference, Response, Score, SftExample
 from tests.regression.compare import ENVIRONMENT, ROOT
 
 PROXY = ROOT / "recipes/proxy.yaml"
@@ -42,6 +42,33 @@ def test_every_step_adds_up_and_files_are_what_the_manifest_says(proxy_run: Path
     for path in proxy_run.rglob("manifest.json"):
         assert Artifact(path.parent).verify() == []
         assert not (path.parent / "_work").exists()
+
+
+def test_data_is_certified_and_licences_travel(proxy_run: Path) -> None:
+    found = manifests(proxy_run)
+    for step, folder in (("evolve", "evolve"), ("sft.data", "sft/data"), ("stage1.pair", "stage1/pair")):
+        certificate = json.loads((proxy_run / folder / "decontamination.json").read_text())
+        assert certificate["rows"] - certificate["contaminated"] == found[step]["rows"]
+        assert certificate["benchmarks"][0]["name"] == "house_exam" and certificate["characters"] > 1000
+        assert f"{folder}/decontamination.json".split("/")[-1] in found[step]["files"]  # type: ignore[operator]
+    rows = Artifact(proxy_run / "sft/data").rows(SftExample)
+    assert {row.license for row in rows} == {"CC0-1.0"} and {row.pii for row in rows} == {""}
+    assert found["corpus"]["metrics"]["by_license"] == {"CC0-1.0": 40}  # type: ignore[index]
+
+
+def test_contaminated_data_is_dropped_and_training_without_a_certificate_refused(proxy_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "proxy"
+    shutil.copytree(proxy_run, run_dir)
+    rows = Artifact(run_dir / "sft/data").rows(SftExample)
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"question": rows[3].messages[-1]["content"]}) + "\n", encoding="utf-8")
+    (run_dir / "sft/data/decontamination.json").unlink()
+    refused = align("sft", "--set", "seed=25", run_dir=run_dir)
+    assert refused.returncode == 0 and "sft.data" in refused.stdout, "a damaged step is made anew"
+    searched = align("respond", "--set", f"quality.decontaminate.benchmarks=[{exam}]", run_dir=run_dir)
+    assert searched.returncode == 0, searched.stdout + searched.stderr
+    (reject,) = [r for r in Artifact(run_dir / "sft/data").rejects() if r.reason == "contaminated"]
+    assert reject.id == rows[3].id and reject.raw.startswith("exam:1: ")
 
 
 def test_second_run_does_nothing_and_starts_no_process(proxy_run: Path) -> None:

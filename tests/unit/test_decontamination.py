@@ -45,7 +45,7 @@ def bench(*texts: str | tuple[str, ...], name: str = "exam") -> Benchmark:
         ("ﬁne café cafe\u0301", "finecafécafé", "ﬁnecafécafé"),
         ("\u1112\u1161\u11ab 글", "한글", "한글"),
         ("a_b😀c𝐀\x00\x01d", "abcd", "abcd"),
-        ("a\x01\u0301 e’\u0301 가…\u11a8", "áé각", "áé각"),
+        ("a\x01\u0301 e’\u0301 가…\u11a8", "áe각", "áe각"),
         ("", "", ""),
     ],
 )  # fmt: skip
@@ -162,12 +162,12 @@ def test_sentences_that_items_share_are_no_evidence() -> None:
 @given(st.data())
 def test_against_all_windows_in_a_set(data: st.DataObject) -> None:
     """Few letters, so that much coincides: the same texts are hit as by brute force."""
-    small = st.text("ab가", min_size=0, max_size=90)
+    small = st.text("ab가", min_size=0, max_size=120)
     items = data.draw(st.lists(small, min_size=1, max_size=2))
     texts = data.draw(st.lists(small | st.sampled_from(items), min_size=1, max_size=5))
     cut = data.draw(st.integers(0, 30))
     texts = [text[cut:] + "b" for text in texts]
-    window = 20
+    window = 24
     pool = Pool([bench(*items)], window=window)
     windows = {item[i : i + window] for item in items for i in range(len(item) - window + 1)}
     short = {item for item in items if 0 < len(item) < window}

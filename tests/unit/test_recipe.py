@@ -133,7 +133,7 @@ FAULTS = [
         "evaluation:",
         "quality: {decontaminate: {benchmarks: [a], window: 5}}\nevaluation:",
         28,
-        "quality.decontaminate.window: Input should be greater than or equal to 20",
+        "quality.decontaminate.window: Input should be greater than or equal to 24",
     ),
     ("  paths: [data/*.jsonl]", "  path: [data/*.jsonl]", 5, "corpus.path: unknown key; did you mean paths?"),
     (
