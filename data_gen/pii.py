@@ -129,18 +129,26 @@ _WORLD_DIGITS = re.compile(  # the country codes of E.164; the two countries who
 _IPV4 = re.compile(r"(?<![\w\0])(?<!\d\.)\d{1,3}(?:\.\d{1,3}){3}(?![\w\0]|\.\w|-[A-Za-z]| ?(?:버전|버젼|절))", re.A)
 # Only 2000::/3 is given out, so that `std::abs` and 12:30:45 are no candidates.
 _IPV6 = re.compile(r"[23](?<![\w:.\0].)[0-9A-Fa-f]{3}:[0-9A-Fa-f:.]{2,41}(?![\w:\0])", re.A)
-_VERSIONS = "version|versions|ver|v|release|releases|firmware|build|oid|section|sections|sec|chapter|버전|버젼|펌웨어|§"
+_VERSIONS = (
+    "version|versions|ver|v|rev|revision|patch|hotfix|item|items|release|releases|"
+    "firmware|build|oid|section|sections|sec|chapter|버전|버젼|펌웨어|§"
+)
 _VERSION = re.compile(  # "version: 1.2.3.4", "versions 1.2.3.4 and 1.2.3.5", "Chrome/1.2.3.4"
     r"(?:[^\w§]|[_은는이가의및]|\d++(?:\.\d++)+|(?:si|dna|o[t]|ro|rebmun)(?![a-z]))*+"
     rf"(?:절(?![가-힣])|{_backwards(_VERSIONS)})|/\w*[a-z](?![\w/.:-])"
 )
-_PASSPORT = _form(r"[MSRGD]\d{3}[A-Z]\d{4}|[A-Z]{1,2}\d{6,8}|\d{9}")
-_PASSPORT_LABEL, _PASSPORT_WORD = re.compile(_backwards("여권|passport")), re.compile("여권|passport", re.I)
+_PASSPORT = _form(
+    r"[MSRGD]\d{3}[A-Z]\d{4}|[A-Z]{1,2}\d{6,8}|\d{9}|[CFGHJK](?=.*\d)[CFGHJKLMNPRTVWXYZ\d]{8}"
+)  # Germany: last
+_PASSPORT_LABEL, _PASSPORT_WORD = (
+    re.compile(_backwards("여권|passport|passportno|passportnumber")),
+    re.compile("여권|passport", re.I),
+)
 _PLATE = r"[0-9][0-9]{1,2}[가나다라마거너더러머버서어저고노도로모보소오조구누두루무부수우주바사아자허하호배] ?[0-9]{4}"
 _REGIONS = "서울|부산|대구|인천|대전|광주|울산|세종|경기|강원|충북|충남|전북|전남|경북|경남|제주"
 _COUNTERS = (
     "(?:[명원개년호대건억만천조권장점회세살시분초일월주배리평톤병잔편채층쪽여]|가구|세대|마리|달러|미터|바이트|글자|단어|쪽"
-    "|페이지|그램|킬로|센티|퍼센트|포인트)"
+    "|페이지|그램|킬로|센티|퍼센트|포인트|pcs|won|ea|krw|usd|eur)"
 )
 # "12조 3000억", "10주 2000명"; after a space only whole words count, because 대기 begins with 대.
 # Behind a comma stands a column, or the rest of a number: "0,188호2204" and "1,200조 3000".

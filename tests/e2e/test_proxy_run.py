@@ -56,19 +56,22 @@ def test_data_is_certified_and_licences_travel(proxy_run: Path) -> None:
     assert found["corpus"]["metrics"]["by_license"] == {"CC0-1.0": 40}  # type: ignore[index]
 
 
-def test_contaminated_data_is_dropped_and_training_without_a_certificate_refused(proxy_run: Path, tmp_path: Path) -> None:
+def test_contaminated_data_is_dropped(proxy_run: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "proxy"
     shutil.copytree(proxy_run, run_dir)
     rows = Artifact(run_dir / "sft/data").rows(SftExample)
     exam = tmp_path / "exam.jsonl"
     exam.write_text(json.dumps({"question": rows[3].messages[-1]["content"]}) + "\n", encoding="utf-8")
-    (run_dir / "sft/data/decontamination.json").unlink()
-    refused = align("sft", "--set", "seed=25", run_dir=run_dir)
-    assert refused.returncode == 0 and "sft.data" in refused.stdout, "a damaged step is made anew"
     searched = align("respond", "--set", f"quality.decontaminate.benchmarks=[{exam}]", run_dir=run_dir)
-    assert searched.returncode == 0, searched.stdout + searched.stderr
+    assert searched.returncode == 2 and "align evolve" in searched.stderr, "prompts are searched first"
+    for verb in ("evolve", "respond"):
+        searched = align(verb, "--set", f"quality.decontaminate.benchmarks=[{exam}]", run_dir=run_dir)
+        assert searched.returncode == 0, searched.stdout + searched.stderr
     (reject,) = [r for r in Artifact(run_dir / "sft/data").rejects() if r.reason == "contaminated"]
     assert reject.id == rows[3].id and reject.raw.startswith("exam:1: ")
+    (run_dir / "sft/data/decontamination.json").unlink()
+    refused = align("sft", "--set", f"quality.decontaminate.benchmarks=[{exam}]", run_dir=run_dir)
+    assert refused.returncode == 2 and "sft needs sft.data first" in refused.stderr, "not whole without it"
 
 
 def test_second_run_does_nothing_and_starts_no_process(proxy_run: Path) -> None:

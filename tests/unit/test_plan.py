@@ -15,10 +15,11 @@ import pytest
 from align.core.artifact import Artifact, StepFolder
 from align.core.errors import UserError
 from align.core.hashing import FileHashes
-from align.core.rows import Document
+from align.core.rows import Document, SftExample
 from align.recipe.load import load_recipe
 from align.recipe.schema import NEEDS_REFERENCE
 from align.runner import Run, _next_group, command_of
+from align.steps.context import Context, Process
 from align.steps.estimate import estimates, print_plan
 from align.steps.table import Planned, build_steps, plan_steps
 
@@ -332,3 +333,21 @@ def test_a_finished_run_has_nothing_to_do(project: Project) -> None:
         project.make(planned.step.name)
     print_plan(recipe, project.run_dir, Run(recipe, project.run_dir).plan(), lines.append)
     assert lines[-1] == "nothing to do"
+
+
+def test_training_data_without_a_certificate_is_refused(project: Project) -> None:
+    exam = project.folder / "exam.jsonl"
+    exam.write_text('{"question": "Which of these rivers is the longest, and through which countries does it flow?"}\n')
+    recipe = load_recipe(project.folder / "recipe.yaml", [
+        f"quality.decontaminate.benchmarks=[{exam}]", "quality.require_certificate=true",
+    ])  # fmt: skip
+    steps = {step.name: step for step in build_steps(recipe)}
+    folder = project.run_dir / steps["sft.data"].folder
+    out = StepFolder(folder, step="sft.data", fingerprint="f", inputs={}, row_type=SftExample, seed=1)
+    out.write_all([], [], asked=0)
+    out.finish()
+    context = Context(steps["sft"], out, Process(recipe, project.run_dir, steps))
+    with pytest.raises(UserError, match=r"sft\.data has no decontamination\.json, and quality\.require_certificate asks"):
+        context.certified("sft.data")
+    context.clean([], lambda row: [])
+    context.certified("sft.data")
