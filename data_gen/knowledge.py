@@ -86,10 +86,25 @@ def central_sentences(text: str, count: int, lang: str) -> list[str]:
     return [found[i] for i in sorted(best)]
 
 
-def grounding(statement: str, document: str, lang: str) -> float:
-    """Share of the statement's content units that its document contains, in [0, 1]."""
+def quoted_span(statement: str, document: str, lang: str) -> tuple[str, float]:
+    """The words of a document that a statement rests on, and the share of its content units that they contain, in [0, 1].
+
+    The sentence that has most of them, or it and the next one where both together have more.
+    """
     units = content_units(statement, lang)
-    return len(units & content_units(document, lang)) / len(units) if units else 0.0
+    found = sentences(document)
+    if not units or not found:
+        return "", 0.0
+    had = [units & content_units(sentence, lang) for sentence in found]
+    one = max(range(len(found)), key=lambda i: len(had[i]))
+    two = max(range(len(found) - 1), key=lambda i: len(had[i] | had[i + 1]), default=one)
+    if two + 1 < len(found) and len(had[two] | had[two + 1]) > len(had[one]):
+        start = stop = 0
+        for sentence in found[: two + 2]:  # one after another, since a sentence may be there twice
+            start, before = document.index(sentence, stop), start
+            stop = start + len(sentence)
+        return document[before:stop], len(had[two] | had[two + 1]) / len(units)
+    return found[one], len(had[one]) / len(units)
 
 
 def knowledge_rows(
@@ -103,6 +118,8 @@ def knowledge_rows(
     min_similarity: float,
 ) -> tuple[list[Knowledge], list[Reject]]:
     """The `count` units asked of one document, each either kept and placed or rejected with a reason.
+
+    A unit is grounded where `min_grounding` of its content is in one or two sentences in a row of the document: its quote.
 
     `answered` and `chat` are None where the document's own sentences are taken.
     """
@@ -129,6 +146,7 @@ def knowledge_rows(
     rejects = [reject(i, "too_few_sentences", document.text) for i in range(len(facts), count)]
     placed = index[document.lang].nearest([f"{fact} {document.text}" for fact in facts])
     for number, (fact, (topic, similarity)) in enumerate(zip(facts, placed, strict=True)):
+        quote, share = quoted_span(fact, document.text, document.lang)
         reason = ""
         if len(fact) < MIN_CHARS[document.lang]:
             reason = "too_short"
@@ -138,7 +156,7 @@ def knowledge_rows(
             reason = "not_a_sentence"
         elif detect(fact) != document.lang:
             reason = "off_language"
-        elif grounding(fact, document.text, document.lang) < min_grounding:
+        elif share < min_grounding:
             reason = "not_grounded"
         elif any(fact == row.statement for row in rows):
             reason = "duplicate"
@@ -154,6 +172,7 @@ def knowledge_rows(
                 document_id=document.id,
                 statement=fact,
                 lang=document.lang,
+                quote=quote,
                 similarity=round(similarity, 4),
                 license=document.license,
                 pii=document.pii,

@@ -107,7 +107,7 @@ class Builder:
         self.units = [
             Knowledge(
                 id=f"unit-{i}-{j}", topic_id=self.random.choice(leaves).id, document_id=f"doc-{i}",
-                statement=self.sentence(lang, 100 * i + j) + (HOSTILE if not i else ""), lang=lang,
+                statement=self.sentence(lang, 100 * i + j) + (HOSTILE if not i else ""), lang=lang, quote="",
                 similarity=round(self.random.uniform(0.1, 0.6), 4), license="CC0-1.0", pii="",
             )
             for i, lang in enumerate(langs) for j in range(2)

@@ -50,12 +50,16 @@ class Topic:
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge:
-    """One fact taken from a document and placed in the taxonomy; `similarity` is the cosine to its topic."""
+    """One fact taken from a document and placed in the taxonomy.
+
+    `quote` is the part of the document that it rests on, `similarity` the cosine to its topic.
+    """
 
     id: str
     topic_id: str
     document_id: str
     statement: str
+    quote: str
     lang: str
     similarity: float
     license: str

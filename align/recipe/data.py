@@ -84,7 +84,7 @@ class TaxonomySpec(Strict):
         {"en": "model", "ko": "model"},
         description="model: the base model states the facts; sentences: the document's own most central sentences.",
     )
-    min_grounding: Share = Field(0.7, description="Share of a unit's content words that its document must contain.")
+    min_grounding: Share = Field(0.7, description="Share of a unit's content words that its quote must contain.")
     min_similarity: Share = Field(0.05, description="Cosine to the nearest topic below which a unit belongs nowhere.")
     sampling: SamplingSpec = SamplingSpec(temperature=0.3, max_tokens=128)
 

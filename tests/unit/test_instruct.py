@@ -54,6 +54,7 @@ def unit(lang: str = "en", number: int = 1) -> Knowledge:
         topic_id="honey",
         document_id=f"d{number}",
         statement=FACT[lang],
+        quote="",
         lang=lang,
         similarity=0.5,
         license="CC0-1.0",

@@ -17,9 +17,9 @@ from data_gen.knowledge import (
     central_sentences,
     facts_schema,
     first_sentence,
-    grounding,
     knowledge_rows,
     parse_facts,
+    quoted_span,
 )
 from data_gen.taxonomy import TopicIndex, load_taxonomy
 
@@ -162,14 +162,22 @@ def test_a_unit_is_one_sentence(index: dict[str, TopicIndex]) -> None:
     assert [r.statement for r in rows] == GOOD["en"]
 
 
-def test_grounding_is_the_share_of_content_that_the_document_has() -> None:
-    assert grounding("Honey keeps for years.", TEXTS["en"], "en") == 1.0
-    assert grounding("Honey keeps penguins warm.", TEXTS["en"], "en") == pytest.approx(0.5)
-    assert grounding("Penguins hunt krill.", TEXTS["en"], "en") == 0.0
-    assert grounding("of the", TEXTS["en"], "en") == 0.0
-    # Other particles on the same nouns still count as the document's.
-    assert grounding("세균이 꿀에서 자라지 못한다", TEXTS["ko"], "ko") > 0.6
-    assert grounding("펭귄은 얼음에서 사냥한다", TEXTS["ko"], "ko") < 0.3
+def test_a_statement_is_grounded_in_one_or_two_sentences_that_are_quoted() -> None:
+    honey, bees = "Honey keeps for years because its low water content stops bacteria from growing.", GOOD["en"][1]
+    assert quoted_span("Honey keeps for years.", TEXTS["en"], "en") == (honey, 1.0)
+    assert quoted_span("Honey keeps for years, and bees make it from nectar.", TEXTS["en"], "en") == (f"{honey} {bees}", 1.0)
+    assert quoted_span("Honey keeps penguins warm.", TEXTS["en"], "en") == (honey, pytest.approx(0.5))
+    assert quoted_span("Penguins hunt krill.", TEXTS["en"], "en")[1] == 0.0
+    assert quoted_span("of the", TEXTS["en"], "en") == ("", 0.0) == quoted_span("Honey keeps.", "", "en")
+    # All its words are in the document, but nowhere together.
+    assert quoted_span("Small cells are made of flowers by enzymes.", TEXTS["en"], "en")[1] < 0.7
+    assert quoted_span("세균이 꿀에서 자라지 못한다", TEXTS["ko"], "ko")[1] > 0.6
+    assert quoted_span("펭귄은 얼음에서 사냥한다", TEXTS["ko"], "ko")[1] < 0.3
+    twice = f"Bees fly. {honey} Bees fly. {bees}"
+    assert quoted_span("Bees fly and make honey from nectar.", twice, "en") == (f"Bees fly. {bees}", 1.0), (
+        "words as they stand"
+    )
+    assert quoted_span(honey, TEXTS["en"].replace(" ", "  "), "en")[0] in TEXTS["en"].replace(" ", "  ")
 
 
 def test_central_sentences_are_those_that_share_most() -> None:
@@ -229,7 +237,7 @@ def test_the_worked_example_of_knowledge_obeys_the_rules(index: dict[str, TopicI
         found = parse_facts(messages[2]["content"])
         assert len(found) == 2
         source = messages[1]["content"]
-        assert all(grounding(fact, source, lang) >= 0.7 for fact in found)
+        assert all(quoted_span(fact, source, lang)[1] >= 0.7 for fact in found)
 
 
 def test_the_templates_fingerprint_covers_every_template(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
