@@ -326,7 +326,7 @@ class SampledPool:
         for k, (text, name) in enumerate(zip(everything, ids, strict=True)):
             normal = text.decode()
             count = len(normal) - self.window + 1
-            if count <= 0:
+            if count <= 0 or not len(self._hashes):
                 continue
             draw = random.Random(derive_seed(self._seed, "decontaminate", name))
             places = sorted(draw.sample(range(count), min(self.samples, count)))

@@ -41,9 +41,7 @@ def count_records(paths: Sequence[Path]) -> int | None:
     total = 0
     for path in paths:
         if path.name.endswith(".jsonl"):
-            with path.open("rb") as handle:
-                blocks = iter(lambda: handle.read(2**20), b"")
-                total += 1 + sum(block.count(b"\n") for block in blocks)
+            total += _lines(path)
         elif path.suffix == ".parquet":
             total += pq.ParquetFile(path).metadata.num_rows
         elif path.suffix == ".txt":
@@ -51,6 +49,14 @@ def count_records(paths: Sequence[Path]) -> int | None:
         else:
             return None
     return total
+
+
+def _lines(path: Path) -> int:
+    last, count = b"\n", 0
+    with path.open("rb") as handle:
+        while block := handle.read(2**20):
+            last, count = block[-1:], count + block.count(b"\n")
+    return count + (last != b"\n")
 
 
 def read_dataset(path: str, name: str | None, split: str) -> Iterator[Line]:

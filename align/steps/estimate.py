@@ -21,10 +21,12 @@ from align.recipe.schema import Recipe
 from align.recipe.training import TrainSpec
 from align.steps.table import Planned, engine_kind, missing_builtins, model_path, splits
 from align.train.memory import ModelShape, training_memory
+from data_gen.sources import count_records
 
 # Parameters x tokens per second on two cores, by kind of work.
 RATES = {"engine": 300 * 135e6, "train": 250 * 135e6, "score": 1000 * 135e6}
 PROCESS_SECONDS = {"engine": 20.0, "train": 10.0, "score": 10.0}
+UNKNOWN_DOCUMENTS = 10_000  # of compressed files and streamed datasets, which nobody counts beforehand
 PROMPT_TOKENS = 60  # of an instruction with its template
 KEPT = {"taxonomy": 0.75, "instruct": 0.6, "evolve": 0.5, "sft.data": 0.8, "pair": 0.4}  # measured on the quickstart
 ANSWER_SHARE = 0.7  # of max_tokens that an answer uses
@@ -64,19 +66,12 @@ def stored_bytes(folder: Path) -> int:
     return 2 if size < 3 * parameter_count(folder) else 4
 
 
-def _lines(files: Sequence[Path]) -> int:
-    count = 0
-    for path in files:
-        with path.open("rb") as handle:
-            count += sum(1 for line in handle if line.strip())
-    return count
-
-
 def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
     """An estimate for every step by name."""
     base = parameter_count(model_path(recipe.models[BASE_MODEL]))
     corpus = next(p.step for p in plan if p.step.name == "corpus")
-    documents = min(_lines(corpus.files), recipe.corpus.limit or 10**12)
+    known = None if recipe.corpus.datasets else count_records(corpus.files)
+    documents = min(UNKNOWN_DOCUMENTS if known is None else known, recipe.corpus.limit or 10**12)
     units = documents * recipe.taxonomy.units_per_document
     instructions = units * KEPT["taxonomy"] * sum(recipe.instructions.per_unit.values()) / len(recipe.instructions.per_unit)
     pool = instructions * KEPT["instruct"] * (1 + recipe.evolution.share * KEPT["evolve"]) ** recipe.evolution.rounds

@@ -258,7 +258,7 @@ def test_sources(tmp_path: Path) -> None:
     assert _texts(iter(lines)) == [*expected, *(r["text"] for r in records), HONEY, "not_utf8"]
     assert lines[3].where == f"{tmp_path}/b.jsonl.gz:1" and lines[5].where == f"{tmp_path}/c.parquet:1"
     assert lines[-2].record == {"text": HONEY, "id": "honey"}
-    assert count_records(files) is None and count_records([files[0], files[2], files[3]]) in (9, 10)
+    assert count_records(files) is None and count_records([files[0], files[2], files[3]]) == 9
     with pytest.raises(UserError, match="the ending must be one of"):
         list(read_files([tmp_path / "a.csv"]))
     (tmp_path / "d.parquet").write_bytes(b"no parquet")

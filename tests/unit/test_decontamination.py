@@ -204,6 +204,7 @@ def test_sampled_windows_find_the_share_that_theory_predicts() -> None:
     assert len(whole) == 10, "ten windows, all of them copies"
     assert pool.find([source[:59].upper()], ["x"]) == {}, "capitals are kept"
     assert pool.find([source[:40]], ["x"]) == {}
+    assert SampledPool([bench("short")], seed=3).find([source], ["x"]) == {}, "nothing to look for"
     one, two = (pool.find(["Z" * 500 + source[:100]], [name]) for name in ("a", "a"))
     assert one == two, "drawn by the id"
 
