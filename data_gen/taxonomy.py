@@ -107,6 +107,8 @@ def load_taxonomy(path: Path | None) -> Taxonomy:
             return
         if missing := [k for k in LEAF_KEYS if k not in node]:
             raise UserError(f"{where}: topic {node['id']} lacks {', '.join(missing)}")
+        if empty := [k for k in LEAF_KEYS[1:] if not all(" ".join(text).strip() for text in node[k].values())]:
+            raise UserError(f"{where}: topic {node['id']}: {empty[0]} is empty; nothing could be placed there")
         if len(place) != len(levels):
             raise UserError(f"{where}: topic {node['id']} is at depth {len(place)}, but there are {len(levels)} levels")
         leaves.append(Node(node["id"], "/".join(place), node["name"], node["definition"], node["include"]))

@@ -88,6 +88,9 @@ def test_counts_sum_upwards() -> None:
         (tree(branch("top", leaf("a", definition={"ko": "뜻"}))), "a: definition and name must be in the same languages"),
         (tree(branch("top", leaf("a", include={"en": "one term"}))), "a: include holds a list of terms"),
         (tree(branch("top", leaf("a", include={"en": ["x", 5]}))), "a: include holds a list of terms"),
+        (tree(branch("top", leaf("a", definition={"en": "  "}))), "topic a: definition is empty"),
+        (tree(branch("top", leaf("a", include={"en": []}))), "topic a: include is empty"),
+        ("levels: [a, b]\nnodes:\n- &top {id: a, name: {en: A}, children: [*top]}", "id a is used twice"),
         ("levels: [a]\nnodes:\n- {id: a, name: {en: Weather, water and wind}}", "a: name holds text .quote it where"),
     ],
 )
