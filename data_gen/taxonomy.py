@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from align.core.errors import UserError
@@ -135,22 +136,31 @@ def _check_texts(node: dict[str, Any], where: str) -> None:
 
 
 class TopicIndex:
-    """Nearest topic by TF-IDF over character 2- to 4-grams within words."""
+    """Nearest topic by TF-IDF over character 2- to 4-grams within words.
+
+    Attributes:
+        ids: of the topics of this language.
+        texts: name, definition and terms of each.
+    """
 
     def __init__(self, taxonomy: Taxonomy, lang: str) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self._leaves = [leaf for leaf in taxonomy.leaves if lang in leaf.name]
-        if not self._leaves:
+        leaves = [leaf for leaf in taxonomy.leaves if lang in leaf.name]
+        if not leaves:
             raise UserError(f"the taxonomy has no topic in language {lang}")
-        texts = [" ".join([leaf.name[lang], leaf.definition[lang], " ".join(leaf.include[lang])]) for leaf in self._leaves]
+        self.ids = [leaf.id for leaf in leaves]
+        self.texts = [" ".join([leaf.name[lang], leaf.definition[lang], " ".join(leaf.include[lang])]) for leaf in leaves]
         self._vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, lowercase=True)
-        self._topics = self._vectorizer.fit_transform(texts)
+        self._topics = self._vectorizer.fit_transform(self.texts)
+
+    def similarity(self, texts: Sequence[str]) -> np.ndarray:
+        """(texts, topics) cosine, in [0, 1]."""
+        return (self._vectorizer.transform(texts) @ self._topics.T).toarray()
 
     def nearest(self, texts: Sequence[str]) -> list[tuple[str, float]]:
         """(leaf id, cosine similarity in [0, 1]) for each text; ties go to the first in the file."""
         if not texts:
             return []
-        similarity = (self._vectorizer.transform(texts) @ self._topics.T).toarray()
-        best = similarity.argmax(axis=1)
-        return [(self._leaves[j].id, float(similarity[i, j])) for i, j in enumerate(best)]
+        table = self.similarity(texts)
+        return [(self.ids[j], float(row[j])) for row, j in zip(table, table.argmax(axis=1), strict=True)]
