@@ -13,6 +13,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from itertools import groupby
 
 import numpy as np
 
@@ -66,8 +67,15 @@ def _bytes(fold: bool) -> tuple[bytes, bytes]:
 def normal_batch(texts: Sequence[str], *, fold: bool = True) -> bytes:
     """`normal_form` of each text, as UTF-8 joined by SEPARATOR."""
     texts = [text.replace(_BREAK, "") if _BREAK in text else text for text in texts]
-    if all(map(str.isascii, texts)):
-        return _BREAK.join(texts).encode("ascii").translate(*_bytes(fold))
+    return SEPARATOR.join(_run(list(run), fold) for _, run in groupby(texts, str.isascii))
+
+
+def _run(texts: list[str], fold: bool) -> bytes:
+    """Of texts that are all ASCII, or all not."""
+    if (form := _quick(_BREAK.join(texts), fold)) is not None:
+        return form
+    if len(texts) == 1:
+        return _by_table(texts, fold)
     found = [_quick(text, fold) for text in texts]
     others = iter(_by_table([t for t, f in zip(texts, found, strict=True) if f is None], fold).split(SEPARATOR))
     return SEPARATOR.join(next(others) if f is None else f for f in found)
@@ -76,7 +84,7 @@ def normal_batch(texts: Sequence[str], *, fold: bool = True) -> bytes:
 def _quick(text: str, fold: bool) -> bytes | None:
     """Of a text whose letters are ASCII, whatever its quotation marks and dashes; None for others."""
     try:
-        form = text.encode("cp1252").translate(*_bytes(fold))
+        form = text.encode("ascii" if text.isascii() else "cp1252").translate(*_bytes(fold))
     except UnicodeEncodeError:
         return None
     return form if form.isascii() else None
