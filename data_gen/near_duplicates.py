@@ -128,24 +128,27 @@ def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 class _Signatures:
-    """The rows of several signature files, which stay on disk."""
+    """The rows of several signature files, which stay on disk: mapped to be read, and let go, or they would fill memory."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._parts = [np.load(file, mmap_mode="r") for file in files]
-        self.permutations = int(self._parts[0].shape[-1]) if files else 1
-        for file, part in zip(files, self._parts, strict=True):
+        self._files, sizes = files, []
+        self.permutations = int(np.load(files[0], mmap_mode="r").shape[-1]) if files else 1
+        for file in files:
+            part = np.load(file, mmap_mode="r")
             if part.dtype != np.uint32 or part.shape != (len(part), self.permutations):
                 raise ValueError(f"{file}: {part.dtype} {part.shape}, expected rows of {self.permutations} uint32")
-        self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
-        self.count = int(self._ends[-1]) if files else 0
+            sizes.append(len(part))
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self.count = int(self._starts[-1])
 
     def rows(self, places: np.ndarray) -> np.ndarray:
         """(places, permutations) uint32."""
         found = np.empty((len(places), self.permutations), np.uint32)
-        owner = np.searchsorted(self._ends, places, "right")
-        for k in np.unique(owner):
-            mine = owner == k
-            found[mine] = self._parts[k][places[mine] - (self._ends[k] - len(self._parts[k]))]
+        owner = np.searchsorted(self._starts, places, "right") - 1
+        order = np.argsort(owner, kind="stable")
+        for mine in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1) if len(places) else ():
+            k = owner[mine[0]]
+            found[mine] = np.load(self._files[k], mmap_mode="r")[places[mine] - self._starts[k]]
         return found
 
 
@@ -163,8 +166,8 @@ def bands_and_rows(threshold: float, permutations: int) -> tuple[int, int]:
 def clusters(files: Sequence[Path], *, threshold: float = THRESHOLD, work: Path | None = None) -> np.ndarray:
     """The clusters of near-duplicates; a document that is the first of its own is to be kept.
 
-    Memory: 30 bytes per document and 30 MiB, besides the mapped files, which the system can drop. Disk: 4 bytes per
-    document and band in `work`, until it returns. Time: linear whatever the buckets hold, but for a sort per band.
+    Memory: 30 bytes per document and 30 MiB. Disk: 4 bytes per document and band in `work`, until it returns.
+    Time: linear whatever the buckets hold, but for a sort per band.
 
     Args:
         files: of `write_signatures`, in the order of the documents; how these are cut into files makes no difference.
@@ -183,23 +186,27 @@ def clusters(files: Sequence[Path], *, threshold: float = THRESHOLD, work: Path 
     sets = _Sets(stored, threshold)
     bands, rows = bands_and_rows(threshold, stored.permutations)
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        for band in _band_hashes(stored, bands, rows, Path(folder) / "bands.npy"):
+        for band in _band_hashes(stored, bands, rows, Path(folder) / "bands"):
             sets.join_similar(*_buckets(band))
     return sets.roots(slice(None))
 
 
-def _band_hashes(stored: _Signatures, bands: int, rows: int, path: Path) -> np.ndarray:
-    """(bands, documents) uint32, on disk. Two that are equal by chance cost a comparison and no more."""
-    table = np.lib.format.open_memmap(path, "w+", np.uint32, (bands, stored.count))
+def _band_hashes(stored: _Signatures, bands: int, rows: int, path: Path) -> Iterator[np.ndarray]:
+    """(documents,) uint32 of each band, kept in a file. Two that are equal by chance cost a comparison and no more."""
     powers = np.cumprod(np.full(rows, _FIRST))
-    for start in range(0, stored.count, _BLOCK):
-        block = stored.rows(np.arange(start, min(start + _BLOCK, stored.count)))
-        total = np.zeros((len(block), bands), np.uint64)
-        for row in range(rows):
-            total += block[:, row : bands * rows : rows] * powers[row]
-        total = (total ^ (total >> np.uint64(29))) * _SECOND
-        table[:, start : start + len(block)] = (total >> np.uint64(32)).T
-    return table
+    with path.open("w+b") as table:
+        for start in range(0, stored.count, _BLOCK):
+            block = stored.rows(np.arange(start, min(start + _BLOCK, stored.count)))
+            total = np.zeros((bands, len(block)), np.uint64)
+            for row in range(rows):
+                total += block[:, row : bands * rows : rows].T * powers[row]
+            total = (total ^ (total >> np.uint64(29))) * _SECOND
+            for band, values in enumerate((total >> np.uint64(32)).astype(np.uint32)):
+                table.seek(4 * (band * stored.count + start))
+                table.write(values.tobytes())
+        table.seek(0)
+        for _ in range(bands):
+            yield np.frombuffer(table.read(4 * stored.count), np.uint32)
 
 
 def _buckets(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -151,7 +151,7 @@ def test_candidates_follow_the_curve(tmp_path: Path) -> None:
     for similarity in (0.3, 0.5, 0.6, 0.7, 0.75):
         first = rng.integers(0, 2**32, (count, 256), np.uint32)
         both = np.concatenate([first, agreeing(rng, first, similarity)])
-        table = nd._band_hashes(nd._Signatures(stored(tmp_path, both)), bands, rows, tmp_path / "bands")
+        table = np.stack([*nd._band_hashes(nd._Signatures(stored(tmp_path, both)), bands, rows, tmp_path / "bands")])
         share = (table[:, :count] == table[:, count:]).any(axis=0).mean()
         expected = 1 - (1 - similarity**rows) ** bands
         assert abs(share - expected) <= 4 * np.sqrt(expected * (1 - expected) / count) + 1 / count
