@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 
-CPU_BENCHMARKS = ("dpo_vs_trl", "decontaminate", "near_duplicates", "pii", "corpus_memory")
+CPU_BENCHMARKS = ("dpo_vs_trl", "decontaminate", "near_duplicates", "pii", "placement", "corpus_memory")
 
 
 def main() -> int:
