@@ -15,15 +15,17 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from align.builtin_models import build
 from benchmarks import harness
-from data_gen.embedding import Embedder
 from data_gen.taxonomy import TopicIndex, load_taxonomy
 
+BATCH = 32
 MAX_CHARS = 2000  # of a document, as recipes cut them
 DOMAINS = {
     "openstax/osbooks-introductory-statistics-bundle": "mathematics-and-statistics",
@@ -35,6 +37,40 @@ DOMAINS = {
     "konlpy:kobill": "law",
     "konlpy:kolaw": "law",
 }
+
+
+class Embedder:
+    """The mean of an encoder's last hidden states, at length 1, as the sentence-transformers models are trained to be used.
+
+    Args:
+        folder: an encoder of transformers with its tokenizer, in safetensors.
+        max_tokens: of a text; the rest is left out.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int = 256) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        self._max_tokens = max_tokens
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """(texts, width) float32, each of length 1; a dot product is the cosine."""
+        import torch
+
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # alike lengths together: little padding
+        found = np.empty((len(texts), self._model.config.hidden_size), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(order), BATCH):
+                some = order[start : start + BATCH]
+                inputs = self._tokenizer(
+                    [texts[i] for i in some], padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+                )
+                hidden = self._model(**inputs).last_hidden_state
+                mask = inputs["attention_mask"][:, :, None]
+                mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+                found[some] = torch.nn.functional.normalize(mean, dim=1).float().numpy()
+        return found
 
 
 def similarities(index: TopicIndex, documents: list[dict[str, Any]], embedder: Embedder | None) -> dict[str, np.ndarray]:

@@ -180,7 +180,7 @@ class Reading:
             kept = []
             for document, place, why in zip(documents, where, fault[at : at + len(documents)], strict=True):
                 if why:
-                    raw = f"{place}: {document.text[:_SHOWN]}"
+                    raw = f"{place}: {_shown(document.text)}"
                     rejects.append(Reject(id=content_id("line", place), reason=GLOBAL_FAULTS[why], raw=raw))
                 else:
                     kept.append(document)
@@ -222,14 +222,14 @@ def read_record(line: Line, rules: Rules) -> Read | Reject:
     """A record as a document, or the reason why it is none, without personal data in either case."""
     record, key = line.record, content_id("line", line.where)
     if record is None:
-        return Reject(id=key, reason=line.reason, raw=_shown(line.raw, rules))
+        return Reject(id=key, reason=line.reason, raw=_shown(line.raw))
     text = record.get("text")
     if isinstance(text, str):
         text = _CONTROL.sub(" ", text)
         text = " ".join(text.split()) if "\n" not in text else text.strip()
     reason = _fault(record, text, rules)
     if reason:
-        return Reject(id=key, reason=reason, raw=f"{line.where}: {_shown(str(text), rules)}")
+        return Reject(id=key, reason=reason, raw=f"{line.where}: {_shown(str(text))}")
     assert isinstance(text, str)
     short = _shorten(text, rules.max_chars)
     masked, pii = mask_pii(short) if rules.mask_pii else (short, {})
@@ -254,7 +254,7 @@ def read_record(line: Line, rules: Rules) -> Read | Reject:
     )
 
 
-def _shown(raw: str, rules: Rules) -> str:
+def _shown(raw: str) -> str:
     """A rejected text as it may be kept: its beginning, masked whether or not documents are."""
     return mask_pii(raw[: 2 * _SHOWN])[0][:_SHOWN]
 

@@ -50,7 +50,7 @@ def test_data_is_certified_and_licences_travel(proxy_run: Path) -> None:
         certificate = json.loads((proxy_run / folder / "decontamination.json").read_text())
         assert certificate["rows"] - certificate["contaminated"] == found[step]["rows"]
         assert certificate["benchmarks"][0]["name"] == "house_exam" and certificate["characters"] > 1000
-        assert f"{folder}/decontamination.json".split("/")[-1] in found[step]["files"]  # type: ignore[operator]
+        assert "decontamination.json" in found[step]["files"]  # type: ignore[operator]
     rows = Artifact(proxy_run / "sft/data").rows(SftExample)
     assert {row.license for row in rows} == {"CC0-1.0"} and {row.pii for row in rows} == {""}
     assert found["corpus"]["metrics"]["by_license"] == {"CC0-1.0": 40}  # type: ignore[index]
