@@ -75,6 +75,11 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(verb, parents=[recipe], help=about, description=about)
         if verb in STAGE_VERBS:
             command.add_argument("--stage", type=int, required=True, metavar="K", help="1, 2, ...")
+    induce = commands.add_parser("induce", parents=[recipe], help="propose a taxonomy from the recipe's documents")
+    induce.add_argument("--out", type=Path, default=Path("taxonomy.yaml"), help="file to write (default: taxonomy.yaml)")
+    induce.add_argument(
+        "--names", choices=("terms", "model"), default="terms", help="who names topics: their terms, or the base model"
+    )
     schema = commands.add_parser("schema", help="print the JSON schema of recipes, for editors")
     schema.set_defaults(recipe=None)
     inspect = commands.add_parser("inspect", help="show what a step left behind")
@@ -163,7 +168,11 @@ def wanted_steps(run: Run, verb: str, stage: int) -> list[str]:
 def _other(args: argparse.Namespace) -> None:
     from align import inspecting
 
-    if args.command == "schema":
+    if args.command == "induce":
+        from align.inducing import induce_taxonomy
+
+        induce_taxonomy(open_run(args), args.out, by_model=args.names == "model", say=print)
+    elif args.command == "schema":
         from align.recipe.load import json_schema
 
         print(json.dumps(json_schema(), indent=1))

@@ -65,7 +65,7 @@ def inspect_artifact(folder: Path, rows: int, rejects: bool, tokens: bool, say: 
     for reason, count in sorted(manifest.rejects.items(), key=lambda item: -item[1]):
         say(f"  rejected {count:6d}  {reason}")
     for name, value in manifest.metrics.items():
-        if name not in ("history", "table", "kl"):
+        if name not in ("history", "table", "kl", "asked_by_topic", "generations"):  # the report shows them
             say(f"  {name}: {value}")
     if broken := artifact.verify():
         say(f"  WARNING: changed since it was written: {', '.join(broken)}")

@@ -6,7 +6,9 @@ import argparse
 import subprocess
 import sys
 
-CPU_BENCHMARKS = ("dpo_vs_trl", "decontaminate", "near_duplicates", "pii", "placement", "corpus_memory")
+CPU_BENCHMARKS = (
+    "dpo_vs_trl", "decontaminate", "near_duplicates", "pii", "placement", "corpus_memory", "generation_overhead",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ from data_gen.filters import quality_fault
 from data_gen.near_duplicates import clusters, write_signatures
 from data_gen.pii import mask_pii
 
-EXPECTED = "text (required), id, lang, source, license"
+EXPECTED = "text (required), title, id, lang, source, license"
 _CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")  # form feeds between pages, for one; NUL is for the filters
 _SHOWN = 500  # characters of a rejected record
 
@@ -224,14 +224,17 @@ def read_record(line: Line, rules: Rules) -> Read | Reject:
     if record is None:
         return Reject(id=key, reason=line.reason, raw=_shown(line.raw))
     text = record.get("text")
+    title_chars = 0
     if isinstance(text, str):
         text = _CONTROL.sub(" ", text)
         text = " ".join(text.split()) if "\n" not in text else text.strip()
+        if len(text) >= rules.min_chars:  # a title alone holds no fact, so it does not make a text long enough
+            text, title_chars = _titled(record.get("title"), text)
     reason = _fault(record, text, rules)
     if reason:
         return Reject(id=key, reason=reason, raw=f"{line.where}: {_shown(str(text))}")
     assert isinstance(text, str)
-    short = _shorten(text, rules.max_chars)
+    short = _shorten(text, rules.max_chars, title_chars)
     masked, pii = mask_pii(short) if rules.mask_pii else (short, {})
     given = record.get("id")
     source = str(record.get("source") or Path(line.where.rsplit(":", 1)[0]).name)
@@ -273,8 +276,24 @@ def _fault(record: Mapping[str, Any], text: Any, rules: Rules) -> str:
     return quality_fault(text, lang) if rules.filters else ""
 
 
-def _shorten(text: str, max_chars: int) -> str:
+def _titled(title: Any, text: str) -> tuple[str, int]:
+    """A text below its title and a blank line, unless it begins with the title anyway.
+
+    Returns:
+        the text, and how many of its characters are the title put before it.
+    """
+    title = " ".join(_CONTROL.sub(" ", title).split()) if isinstance(title, str) else ""
+    beginning = " ".join(text[: 2 * len(title) + 10].split()).lstrip("# ")
+    if not title or beginning.casefold().startswith(title.casefold()):
+        return text, 0
+    return f"{title}\n\n{text}", len(title)
+
+
+def _shorten(text: str, max_chars: int, title_chars: int) -> str:
+    """The whole sentences that fit in, or as many characters where only the title would be left."""
     if len(text) <= max_chars:
         return text
-    whole = sentences(text[: max_chars + 1])[:-1]  # the last one goes on behind the cut
-    return " ".join(whole) or text[:max_chars]
+    beginning = text[: max_chars + 1].rstrip()
+    last = sentences(beginning)[-1]  # goes on behind the cut
+    whole = beginning[: len(beginning) - len(last)].rstrip()
+    return whole if len(whole) > title_chars else text[:max_chars]

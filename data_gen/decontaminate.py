@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -91,12 +91,29 @@ class Decontamination:
             self._hits.append({"row": row.id, "matches": [_told(texts[k], match) for k, match in matches]})
             where, match = matches[0]
             raw = f"{match.benchmark}:{match.number}: {original_span(texts[where], match.span)}"
-            yield Reject(id=row.id, reason="contaminated", raw=raw)
+            yield Reject(id=row.id, reason="contaminated", raw=raw, topic_id=getattr(row, "topic_id", ""))
 
-    def certificate(self) -> dict[str, Any]:
-        """What was looked for, where, and what was found; the same for the same rows and benchmarks, without a date."""
-        by_benchmark = Counter(name for hit in self._hits for name in {m["benchmark"] for m in hit["matches"]})
-        items = {(m["benchmark"], m["item"]) for hit in self._hits for m in hit["matches"]}
+    def take_counts(self) -> dict[str, Any]:
+        """What was searched and found since the last call, as JSON."""
+        counts = self._counts()
+        self._rows = self._texts = self._characters = 0
+        self._hits = []
+        return counts
+
+    def _counts(self) -> dict[str, Any]:
+        return {"rows": self._rows, "texts": self._texts, "characters": self._characters, "hits": self._hits}
+
+    def certificate(self, counts: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
+        """What was looked for, where, and what was found; the same for the same rows and benchmarks, without a date.
+
+        Args:
+            counts: what `take_counts` gave for each part of the rows, in their order; by default what it would give now.
+        """
+        parts = [self._counts()] if counts is None else counts
+        hits = [hit for part in parts for hit in part["hits"]]
+        rows = sum(part["rows"] for part in parts)
+        by_benchmark = Counter(name for hit in hits for name in {m["benchmark"] for m in hit["matches"]})
+        items = {(m["benchmark"], m["item"]) for hit in hits for m in hit["matches"]}
         return {
             "version": 1,
             **self._how,
@@ -111,9 +128,9 @@ class Decontamination:
                 }
                 for b in self._benchmarks
             ],
-            "rows": self._rows, "texts": self._texts, "characters": self._characters,
-            "contaminated": len(self._hits), "rate": len(self._hits) / self._rows if self._rows else 0.0,
-            "hits": self._hits,
+            "rows": rows, "texts": sum(part["texts"] for part in parts),
+            "characters": sum(part["characters"] for part in parts),
+            "contaminated": len(hits), "rate": len(hits) / rows if rows else 0.0, "hits": hits,
         }  # fmt: skip
 
 

@@ -1,165 +1,163 @@
-"""Instruction evolution: in-depth and in-breadth rewriting with an eliminator (Evol-Instruct, arXiv 2304.12244, section 3).
+"""Instruction evolution: in-depth and in-breadth rewriting with eliminators (Evol-Instruct, arXiv 2304.12244, section 3).
 
-Each round evolves a share of the pool. A child that the eliminator rejects leaves its parent in the pool.
+Each round evolves a share of the pool. A child that an eliminator rejects leaves its parent in the pool, and children may
+be evolved again: an instruction grows a tree of generations.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from align.core.chat import Chat
 from align.core.hashing import content_id, derive_seed, unit_interval
-from align.core.journal import Journal
-from align.core.language import content_units, detect, words
-from align.core.rows import Instruction, Reject
-from align.engines.complete import Ask, complete
-from align.engines.protocol import Answered, Engine, Sampling
-from data_gen.instruct import clean_instruction, difficulty, is_statement
-from data_gen.prompts import render
+from align.core.rows import Instruction, Made, Reject
+from align.engines.complete import Ask, Asking, Job, Unusable, Writer, ask_parsed
+from align.engines.protocol import Sampling
+from data_gen.eliminators import elimination_reason
+from data_gen.inputs import INPUT_KINDS, input_schema, parse_input
+from data_gen.instruct import difficulty, split_input, written_line
+from data_gen.judge import judged
+from data_gen.prompts import Prompts
 
-_PROMPT_WORDING = re.compile(
-    r"(given|rewritten|new|original) (prompt|question)|#the |질문을 고쳐|주어진 (질문|프롬프트)|새 질문", re.IGNORECASE
-)
-_REFUSAL = re.compile(
-    r"\b(sorry|as an ai|i cannot|i can't|i'm unable)\b|죄송(합|하지만)|(답변|대답|도움|도와)[^.]{0,8} 수 없", re.IGNORECASE
-)
-
-# Bigrams of Korean question words and endings: two questions share them whatever they ask about.
-_ASKING = frozenset([
-    "왜", "나요", "가요", "까요", "인가", "런가", "은가", "는가", "일까", "무엇", "엇인", "엇을", "어떤", "어떻", "떻게",
-    "어느", "그런", "해주", "주세", "세요", "하세", "하나", "되나", "있나",
-])  # fmt: skip
+AUTO = "auto"
+BREADTH = "breadth"
+COMPLICATE = "complicate_input"
+INPUT_TOKENS = 256  # at least, for a request with a table or code; other operators need one line
+JUDGE_SAMPLING = Sampling(temperature=0.0, max_tokens=32)
 
 
-def _content(text: str, lang: str) -> set[str]:
-    return content_units(text, lang) - _ASKING if lang == "ko" else content_units(text, lang)
+@dataclass(frozen=True, kw_only=True)
+class EvolutionRules:
+    """How instructions are evolved; the recipe's section `evolution` says what each is for.
+
+    `methods` holds the evolving method of the operator `auto` by language.
+    """
+
+    rounds: int
+    operators: Sequence[str]
+    share: float
+    judge: bool
+    tries: int
+    sampling: Sampling
+    methods: Mapping[str, str]
 
 
-def no_information_gain(parent: str, child: str, lang: str) -> bool:
-    """The child says nothing that the parent did not: no new content unit."""
-    return not _content(child, lang) - _content(parent, lang)
+def evolution(
+    writer: Writer, roots: Iterable[tuple[Instruction, str]], prompts: Prompts, rules: EvolutionRules, run_seed: int
+) -> Iterator[Made]:
+    """The trees of instructions, each given with the statement of its unit: a `Made` each, as they are done."""
+    jobs = (Job(key=row.id, asking=evolution_job(row, fact, prompts, rules, run_seed)) for row, fact in roots)
+    return (made for _, made in writer.run(jobs, label="evolve", total=None, unit="instructions"))
 
 
-def copies_prompt_wording(child: str) -> bool:
-    """The child talks about the rewriting task itself."""
-    return bool(_PROMPT_WORDING.search(child))
+def operators_for(row: Instruction, operators: Sequence[str]) -> list[str]:
+    """The operators that suit a row. A request about an input keeps it, so it is neither given another one nor left for a
+    new subject; a follow-up is not evolved, since its meaning is in the turns before it."""
+    if sum(message["role"] == "user" for message in row.messages) > 1:
+        return []
+    if split_input(row.messages[-1]["content"])[1]:
+        return [operator for operator in operators if operator not in (COMPLICATE, BREADTH)]
+    return list(operators)
 
 
-def is_refusal(child: str) -> bool:
-    """An apology or a refusal instead of an instruction."""
-    return bool(_REFUSAL.search(child))
+def operator_of(row: Instruction, rules: EvolutionRules, round_number: int, run_seed: int) -> str:
+    """The operator by which a row is evolved in a round, by hash of its id, or an empty text where it is not."""
+    if unit_interval(run_seed, "evolve", round_number, row.id) >= rules.share:
+        return ""
+    operators = operators_for(row, rules.operators)
+    return operators[derive_seed(run_seed, "operator", round_number, row.id) % len(operators)] if operators else ""
 
 
-def only_punctuation_or_stop_words(child: str, lang: str) -> bool:
-    """Nothing but function words."""
-    return not _content(child, lang)
+def evolution_job(root: Instruction, fact: str, prompts: Prompts, rules: EvolutionRules, run_seed: int) -> Asking[Made]:
+    """An instruction and its descendants, each child asked for being a row or a reject.
+
+    Args:
+        fact: the statement of the instruction's unit, which no child may give away.
+    """
+    rows = [(yield from judged(root, prompts, JUDGE_SAMPLING, 1)) if rules.judge else root]
+    rejects: list[Reject] = []
+    for number in range(1, rules.rounds + 1):
+        for parent in list(rows):
+            if operator := operator_of(parent, rules, number, run_seed):
+                child = yield from _child(parent, fact, operator, number, prompts, rules, run_seed)
+                if isinstance(child, Reject):
+                    rejects.append(child)
+                else:
+                    rows.append(child)
+    return Made(rows=rows, rejects=rejects, asked=len(rows) + len(rejects))
 
 
-def switches_language(child: str, lang: str) -> bool:
-    """The child is not in its parent's language."""
-    return detect(child) != lang
-
-
-def loses_subject(parent: str, child: str, lang: str) -> bool:
-    """An in-depth child shares no content with its parent."""
-    return not _content(child, lang) & _content(parent, lang)
-
-
-def blows_up(parent: str, child: str) -> bool:
-    """Longer than three times the parent plus 20 words: Evol-Instruct's prompts allow 10 to 20 added words."""
-    return len(words(child)) > 3 * len(words(parent)) + 20
-
-
-def copies_example(child: str, operator: str, lang: str, size: int = 5) -> bool:
-    """The child repeats `size` words in a row of a worked example in its prompt."""
-
-    def grams(text: str) -> set[tuple[str, ...]]:
-        w = words(text)
-        return {tuple(w[i : i + size]) for i in range(len(w) - size + 1)}
-
-    examples = [m["content"] for m in render(f"evolve-{operator}", lang, instruction="") if m["role"] == "assistant"]
-    return any(grams(child) & grams(example) for example in examples)
-
-
-def elimination_reason(parent: str, child: str, operator: str, lang: str) -> str:
-    """Why the eliminator drops a child, or an empty text. In-breadth children may leave their parent's words behind."""
-    if only_punctuation_or_stop_words(child, lang):
-        return "no_content"
-    if switches_language(child, lang):
-        return "language_switch"
-    if is_refusal(child):
-        return "refusal"
-    if copies_prompt_wording(child):
-        return "copied_prompt_wording"
-    if copies_example(child, operator, lang):
-        return "copied_example"
-    if no_information_gain(parent, child, lang):
-        return "no_information_gain"
-    if operator != "breadth" and loses_subject(parent, child, lang):
-        return "lost_subject"
-    if blows_up(parent, child):
-        return "length_blow_up"
-    if is_statement(child, lang):
-        return "not_a_request"
-    return ""
-
-
-def choose(
-    pool: Sequence[Instruction], *, operators: Sequence[str], share: float, round_number: int, run_seed: int
-) -> list[tuple[Instruction, str]]:
-    """The instructions of this round's evolution and the operator of each, by hash of their ids."""
-    return [
-        (row, operators[derive_seed(run_seed, "operator", round_number, row.id) % len(operators)])
-        for row in pool
-        if unit_interval(run_seed, "evolve", round_number, row.id) < share
-    ]
-
-
-def ask_for_children(
-    engine: Engine,
-    chat: Chat,
-    chosen: Sequence[tuple[Instruction, str]],
-    *,
-    round_number: int,
-    sampling: Sampling,
-    run_seed: int,
-    journal: Journal,
-) -> dict[str, Answered]:
-    """One rewriting request per chosen instruction, keyed by its id."""
-    asks = [
-        Ask(id=row.id, messages=render(f"evolve-{operator}", row.lang, instruction=row.messages[-1]["content"]))
-        for row, operator in chosen
-    ]
-    label = f"evolve round {round_number}"
-    return complete(engine, chat, asks, sampling, run_seed=run_seed, purpose=label, journal=journal, label=label)
-
-
-def child_or_reject(parent: Instruction, operator: str, answered: Answered, chat: Chat) -> Instruction | Reject:
-    """What became of one rewriting request."""
-    key = content_id("evolve-reject", parent.id, parent.generation, operator)
-    if answered.error:
-        return Reject(id=key, reason=answered.error.split(":")[0], raw=answered.error)
-    completion = answered.completions[0]
-    raw = chat.text(completion.token_ids)
-    if completion.finish_reason != "stop" and "\n" not in raw:
-        return Reject(id=key, reason="truncated", raw=raw)
-    text = clean_instruction(raw)
+def _child(
+    parent: Instruction, fact: str, operator: str, number: int, prompts: Prompts, rules: EvolutionRules, run_seed: int
+) -> Asking[Instruction | Reject]:
+    """What became of one rewriting, in round `number`."""
     before = parent.messages[-1]["content"]
-    if reason := elimination_reason(before, text, operator, parent.lang):
-        return Reject(id=key, reason=reason, raw=f"{before} -> {raw}")
-    return Instruction(
+
+    def reject(reason: str, raw: str) -> Reject:
+        key = content_id("evolve-reject", parent.id, number, operator)
+        return Reject(id=key, reason=reason, raw=f"[{operator}] {before} -> {raw}", topic_id=parent.topic_id)
+
+    text, fault, raw = yield from _rewritten(parent, operator, number, prompts, rules, run_seed)
+    if fault:
+        return reject(fault, raw)
+    examples = [m["content"] for m in _messages(operator, parent, "", prompts, rules) if m["role"] == "assistant"]
+    child = replace(
+        parent,
         id=content_id("instruction", parent.id, text),
         parent_id=parent.id,
-        topic_id=parent.topic_id,
-        knowledge_id=parent.knowledge_id,
         messages=[*parent.messages[:-1], {"role": "user", "content": text}],
         generation=parent.generation + 1,
         operator=operator,
-        task_type=parent.task_type,
         difficulty=difficulty(text),
-        lang=parent.lang,
-        split=parent.split,
-        license=parent.license,
-        pii=parent.pii,
+        judged_difficulty=0.0,
+        judged_quality=0.0,
     )
+    marks = parent.difficulty, child.difficulty
+    if rules.judge and parent.judged_difficulty:
+        # The cheap checks first; how hard the child is, the judge says better than a count.
+        if fault := elimination_reason(before, text, operator, parent.lang, fact=fact, examples=examples):
+            return reject(fault, raw)
+        child = yield from judged(child, prompts, JUDGE_SAMPLING, 1)
+        if child.judged_difficulty:
+            marks = parent.judged_difficulty, child.judged_difficulty
+    fault = elimination_reason(
+        before, text, operator, parent.lang, fact=fact, examples=examples, parent_score=marks[0], child_score=marks[1]
+    )
+    return reject(fault, raw) if fault else child
+
+
+def _rewritten(
+    parent: Instruction, operator: str, number: int, prompts: Prompts, rules: EvolutionRules, run_seed: int
+) -> Asking[tuple[str, str, str]]:
+    """(the child's text, why there is none, the model's own words). An input that the parent has goes along."""
+    request, given = split_input(parent.messages[-1]["content"])
+    if operator == COMPLICATE:
+        kind = INPUT_KINDS[derive_seed(run_seed, "input", number, parent.id) % len(INPUT_KINDS)]
+        ask = Ask(
+            id=parent.id,
+            purpose=f"evolve {operator} round {number}",
+            messages=prompts.render(f"evolve-input_{kind}", parent.lang, instruction=request),
+            sampling=replace(rules.sampling, max_tokens=max(rules.sampling.max_tokens, INPUT_TOKENS)),
+            json_schema=input_schema(kind),
+        )
+        made = yield from ask_parsed(ask, lambda text: parse_input(text, kind), rules.tries)
+        return ("", made.reason, made.raw) if isinstance(made, Unusable) else (made, "", made)
+    ask = Ask(
+        id=parent.id,
+        purpose=f"evolve {operator} round {number}",
+        messages=_messages(operator, parent, request, prompts, rules),
+        sampling=rules.sampling,
+    )
+    (reply,) = yield [ask]
+    text, fault = written_line(reply)
+    return (f"{text}\n\n{given}" if given and text else text), fault, reply.raw
+
+
+def _messages(
+    operator: str, parent: Instruction, request: str, prompts: Prompts, rules: EvolutionRules
+) -> list[dict[str, str]]:
+    if operator == AUTO:
+        return prompts.render("evolve-auto", parent.lang, instruction=request, method=rules.methods[parent.lang])
+    if operator == COMPLICATE:
+        operator = f"input_{INPUT_KINDS[0]}"
+    return prompts.render(f"evolve-{operator}", parent.lang, instruction=request)

@@ -3,30 +3,70 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from align.core.chat import Chat
 from align.core.hashing import content_id, derive_seed, unit_interval
-from align.core.journal import Journal
-from align.core.language import content_units, detect, words
-from align.core.rows import Instruction, Knowledge, Reject
-from align.engines.complete import Ask, complete
-from align.engines.protocol import Answered, Engine, Sampling
-from data_gen.prompts import render
+from align.core.language import content_units, detect, sentences, words
+from align.core.rows import Instruction, Knowledge, Made, Message, Reject
+from align.engines.complete import Ask, Asking, Job, Reply, Writer
+from align.engines.protocol import Sampling
+from data_gen.formats import draw
+from data_gen.prompts import Prompts
+from data_gen.request_parts import asks, sentence_list, stems
+from data_gen.tasks import INPUT_TASKS, Wish
 from data_gen.taxonomy import Node
 
 MAX_WORDS = 60
+PURPOSE = "instruct"
 # An instruction that points at a text nobody sees cannot be answered.
 _POINTS_AT_SOURCE = re.compile(
-    r"\b(this|the|that|these|those) (fact|facts|text|passage|statement|sentence)\b"
-    r"|주어진 (사실|글|문장)|이 (글|사실)[은이을에]",
+    r"\b(this|the|that|these|those) (facts?(?! that)|text|passage(?! of)|statement|sentence)\b"
+    r"|(주어진|제시된|다음|위|아래) (사실|글|문장|지문)|이 (글|사실)[은이을에]",
     re.IGNORECASE,
 )
-_LABEL = re.compile(r"^\s*(question|request|instruction|fact|질문|요청|사실)\s*:\s*", re.IGNORECASE)
+# What models put before a request and around it: a number or label, bold type, quotation marks.
+_LABEL = re.compile(
+    r"^(?:\d{1,2}[.)]\s+)?"
+    r"(?:[*_#\s]*(?:(?:next )?question|request|instruction|fact|text|(?:다음 )?질문|요청|사실|글)[*_\s]*[:：][*_\s]*)?",
+    re.IGNORECASE,
+)
+_WRAPPED = re.compile(r"(?:\*\*)?[\"“”]?([^\"“”]*?)[\"“”]?(?:\*\*)?")
 
 _DEMANDS = re.compile(
     r"[,?;]|\d+|\b(why|how|while|if|compare|exactly|at least|because)\b|왜|어떻게|비교|정확히", re.IGNORECASE
 )
+_OPENING = re.compile(r"^(?:(?:now|and|but|so|then|also|ok(?:ay)?|great|thanks|thank you)[,!.]?\s+)+", re.IGNORECASE)
+# What `asks` takes for statements: further verbs, and wishes.
+_WISHES = {
+    "en": re.compile(
+        r"(?:^|,\s+)(?:please\s+)?(?:advise|assign|categori[sz]e|condense|construct|contrast|count|devise|do|"
+        r"formulate|group|highlight|map|organi[sz]e|paraphrase|point|produce|render|reword|say|schedule|set|sketch|specify|"
+        r"split|tag|take|transform|turn|weigh)\b(?!:|\s+(?:of|is|was|are|were|has|have|had|can|may|will|does|did|not)\b)"
+        r"|^(?:i|we)(?: (?:want|need|wish)|(?: would|['’]d) (?:like|love))\b|\bplease[.!]?$"
+        r"|^(?:what|when|where|which|who|whose|why|how)\b[^.!]*$",
+        re.IGNORECASE,
+    ),
+    "ko": re.compile(r"(?:싶습니다|싶어요?|궁금합니다|궁금해요?|감사하겠습니다|고맙겠습니다|부탁합니다|부탁해)[.!]?$"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingRules:
+    """How instructions are written; the recipe's section `instructions` says what each is for."""
+
+    writer: Mapping[str, str]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What instructions are written from: a unit, its topic, the passage of its document around it, its prompt set."""
+
+    unit: Knowledge
+    topic: Node
+    passage: str
+    split: str
 
 
 def split_of(document_id: str, run_seed: int, shares: Mapping[str, float]) -> str:
@@ -39,70 +79,108 @@ def split_of(document_id: str, run_seed: int, shares: Mapping[str, float]) -> st
     return list(shares)[-1]
 
 
-def task_types_of(unit: Knowledge, task_types: Sequence[str], count: int, run_seed: int) -> list[str]:
-    """`count` task types for a unit, spread evenly: a rotation that starts at a seeded place."""
-    start = derive_seed(run_seed, "task-type", unit.id) % len(task_types)
-    return [task_types[(start + i) % len(task_types)] for i in range(count)]
-
-
 def keyword(statement: str, topic: Node, lang: str) -> str:
     """The term of the topic that the statement names (the longest), else the topic's own name."""
     named = [t for t in topic.include.get(lang, []) if t.lower() in statement.lower()]
     return max(named, key=len) if named else topic.name[lang]
 
 
-def ask_for_instructions(
-    engine: Engine,
-    chat: Chat,
-    numbered: Sequence[tuple[int, tuple[Knowledge, str]]],
-    *,
-    sampling: Sampling,
-    run_seed: int,
-    journal: Journal,
-) -> dict[str, Answered]:
-    """One request per numbered wish (see `enumerate_asks`), keyed by `ask_id`."""
-    asks = [
-        Ask(id=ask_id(unit, task_type, i), messages=render(f"instruct-{task_type}", unit.lang, fact=unit.statement))
-        for i, (unit, task_type) in numbered
-    ]
-    return complete(engine, chat, asks, sampling, run_seed=run_seed, purpose="instruct", journal=journal, label="instruct")
+def passage_around(document: str, unit: Knowledge, max_chars: int) -> str:
+    """A document's own words from a unit's sentence on, up to `max_chars`; the first sentence is kept whole.
+
+    The unit's sentence is its statement where the document has it, else the first of its quote.
+    """
+    found = sentences(document)
+    start = next((i for i, s in enumerate(found) if s == unit.statement), None)
+    if start is None:
+        start = next((i for i, s in enumerate(found) if unit.quote.startswith(s)), 0)
+    kept: list[str] = []
+    for sentence in found[start:]:
+        if kept and sum(map(len, kept)) + len(sentence) > max_chars:
+            break
+        kept.append(sentence)
+    return " ".join(kept)
 
 
-def enumerate_asks(wanted: Sequence[tuple[Knowledge, str]]) -> list[tuple[int, tuple[Knowledge, str]]]:
-    """Number repeated (unit, task type) wishes 0, 1, ... so that each is its own draw."""
-    count: dict[tuple[str, str], int] = {}
-    numbered = []
-    for unit, task_type in wanted:
-        number = count.get((unit.id, task_type), 0)
-        count[unit.id, task_type] = number + 1
-        numbered.append((number, (unit, task_type)))
-    return numbered
+def instructions(
+    writer: Writer, wanted: Iterable[tuple[Subject, Sequence[Wish]]], prompts: Prompts, rules: WritingRules, run_seed: int
+) -> Iterator[Made]:
+    """The instructions of units, a `Made` each, as they are done."""
+    jobs = (Job(key=s.unit.id, asking=instruction_job(s, wishes, prompts, rules, run_seed)) for s, wishes in wanted)
+    return (made for _, made in writer.run(jobs, label="instruct", total=None, unit="units"))
 
 
-def ask_id(unit: Knowledge, task_type: str, number: int) -> str:
-    """The id of one wish."""
-    return f"{unit.id}/{task_type}/{number}"
+def instruction_job(
+    subject: Subject, wishes: Sequence[Wish], prompts: Prompts, rules: WritingRules, run_seed: int
+) -> Asking[Made]:
+    """What became of a unit's wishes, each a row or a reject."""
+    lang = subject.unit.lang
+    if rules.writer[lang] == "template":
+        made: list[Instruction | Reject] = [_by_template(subject, wish, prompts, run_seed) for wish in wishes]
+    else:
+        asked = [
+            Ask(id=wish.id, purpose=PURPOSE, messages=wish_messages(subject, wish, prompts), sampling=rules.sampling)
+            for wish in wishes
+        ]
+        replies = (yield asked) if asked else []
+        made = [_written(subject, wish, reply, run_seed) for wish, reply in zip(wishes, replies, strict=True)]
+    return Made(
+        rows=[row for row in made if isinstance(row, Instruction)],
+        rejects=[row for row in made if isinstance(row, Reject)],
+        asked=len(wishes),
+    )
+
+
+def wish_messages(subject: Subject, wish: Wish, prompts: Prompts) -> list[Message]:
+    """What a model sees that is to write an instruction."""
+    lang = subject.unit.lang
+    said = [prompts.render("brief-persona", lang, persona=wish.persona)] if wish.persona else []
+    said += [prompts.render(f"brief-{wish.level}", lang)] if wish.level else []
+    brief = " ".join(messages[-1]["content"] for messages in said)
+    source = {"passage": subject.passage} if wish.task_type in INPUT_TASKS else {"fact": subject.unit.statement}
+    return prompts.render(f"instruct-{wish.task_type}", lang, brief=brief, topic=subject.topic.name[lang], **source)
+
+
+def _by_template(subject: Subject, wish: Wish, prompts: Prompts, run_seed: int) -> Instruction:
+    unit = subject.unit
+    values = {"keyword": keyword(unit.statement, subject.topic, unit.lang), "topic": subject.topic.name[unit.lang]}
+    text = prompts.render(f"template-{wish.task_type}", unit.lang, **values)[-1]["content"]
+    return _row(subject, wish, text, "template", run_seed)
+
+
+def _written(subject: Subject, wish: Wish, reply: Reply, run_seed: int) -> Instruction | Reject:
+    unit = subject.unit
+    key = content_id("instruct-reject", wish.id)
+    text, fault = written_line(reply)
+    if not fault:
+        fault = instruction_fault(text, unit.statement, unit.lang, wish.task_type)
+    if fault:
+        return Reject(id=key, reason=fault, raw=reply.raw, topic_id=unit.topic_id)
+    return _row(subject, wish, text, "generate", run_seed)
+
+
+def written_line(reply: Reply) -> tuple[str, str]:
+    """(the instruction in a model's answer, why there is none). An answer cut after its first line still has one."""
+    if reply.error or (reply.fault and "\n" not in reply.texts[0]):
+        return "", reply.fault
+    return clean_instruction(reply.texts[0]), ""
 
 
 def clean_instruction(text: str) -> str:
-    """A model's line without a copied label, quotes around it, or what it went on to say in further paragraphs."""
-    line = text.strip().split("\n")[0]
-    return _LABEL.sub("", line).strip().strip('"“”').strip()
+    """A model's line without a number or label before it, marks around it, or what it went on to say in further lines."""
+    line = _LABEL.sub("", text.strip().split("\n")[0]).strip()
+    wrapped = _WRAPPED.fullmatch(line)
+    return wrapped[1].strip() if wrapped else line
 
 
-def is_statement(child: str, lang: str) -> bool:
-    """The model answered or explained instead of asking."""
-    if lang == "ko":
-        return child.rstrip().endswith("다.")
-    asks = "?" in child or re.match(
-        r"(explain|list|describe|compare|name|give|write|tell|show|how|what|why|which|if|summarize|discuss|i |suppose)\b",
-        child.strip(), re.IGNORECASE,
-    )  # fmt: skip
-    return not asks
+def is_statement(text: str, lang: str) -> bool:
+    """The model answered or explained instead of asking: no sentence is a question, an imperative or a wish."""
+    found = [_OPENING.sub("", sentence) for sentence in sentence_list(text)]
+    return not any(asks(sentence) or _WISHES[lang].search(sentence) for sentence in found)
 
 
-def instruction_fault(text: str, fact: str, lang: str) -> str:
-    """Why a generated instruction cannot be used, or an empty text."""
+def instruction_fault(text: str, fact: str, lang: str, task_type: str) -> str:
+    """Why a generated instruction cannot be used, or an empty text. One with an input of its own may point at it."""
     if len(words(text)) < (3 if lang == "en" else 2):
         return "too_short"
     if len(words(text)) > MAX_WORDS:
@@ -111,11 +189,14 @@ def instruction_fault(text: str, fact: str, lang: str) -> str:
         return "off_language"
     if is_statement(text, lang):
         return "not_a_request"
-    if _POINTS_AT_SOURCE.search(text):
-        return "refers_to_source"
     if text.rstrip(".") in fact:
         return "copies_the_fact"
-    if not content_units(text, lang) & content_units(fact, lang):
+    if task_type in INPUT_TASKS:
+        return ""
+    if _POINTS_AT_SOURCE.search(text):
+        return "refers_to_source"
+    # A Korean noun of one syllable has no bigram without its particle.
+    if not (content_units(text, lang) & content_units(fact, lang) or stems(text, lang) & stems(fact, lang)):
         return "not_about_the_fact"
     return ""
 
@@ -130,42 +211,43 @@ def difficulty(text: str) -> float:
     return round(1 - 2.718281828 ** -(len(words(text)) / 25 + marks / 3), 4)
 
 
-def instruction_row(unit: Knowledge, task_type: str, number: int, text: str, *, operator: str, split: str) -> Instruction:
-    """A generation-0 row; `number` tells repeated wishes of one unit and task type apart."""
+def _row(subject: Subject, wish: Wish, text: str, operator: str, run_seed: int) -> Instruction:
+    """A generation-0 row: the request with what its task type adds, and a system prompt where one was drawn."""
+    unit = subject.unit
+    if wish.task_type in INPUT_TASKS:
+        text = f"{text}\n\n{subject.passage}"
+    elif wish.task_type == "format":
+        mark = "" if text.rstrip("\"'”’").endswith((".", "?", "!")) else "."
+        text = f"{text}{mark} {draw(derive_seed(run_seed, 'format', wish.id), unit.lang)[1]}"
+    system: list[Message] = [{"role": "system", "content": wish.system}] if wish.system else []
     return Instruction(
-        id=content_id("instruction", unit.id, task_type, number, text),
+        id=content_id("instruction", unit.id, wish.task_type, wish.number, text),
         parent_id=unit.id,
         topic_id=unit.topic_id,
         knowledge_id=unit.id,
-        messages=[{"role": "user", "content": text}],
+        messages=[*system, {"role": "user", "content": text}],
         generation=0,
         operator=operator,
-        task_type=task_type,
-        difficulty=difficulty(text),
+        task_type=wish.task_type,
+        persona=wish.persona,
+        level=wish.level,
+        difficulty=difficulty(split_input(text)[0]),
+        judged_difficulty=0.0,
+        judged_quality=0.0,
         lang=unit.lang,
-        split=split,
+        answer_lang=wish.answer_lang,
+        split=subject.split,
         license=unit.license,
         pii=unit.pii,
     )
 
 
-def instruction_or_reject(
-    unit: Knowledge, task_type: str, number: int, answered: Answered | None, chat: Chat | None, topic: Node, split: str
-) -> Instruction | Reject:
-    """What became of one wish; `answered` is None where templates write instructions."""
-    if answered is None:
-        values = {"keyword": keyword(unit.statement, topic, unit.lang), "topic": topic.name[unit.lang]}
-        text = render(f"template-{task_type}", unit.lang, **values)[-1]["content"]
-        return instruction_row(unit, task_type, number, text, operator="template", split=split)
-    key = content_id("instruct-reject", ask_id(unit, task_type, number))
-    if answered.error:
-        return Reject(id=key, reason=answered.error.split(":")[0], raw=answered.error)
-    assert chat is not None
-    completion = answered.completions[0]
-    raw = chat.text(completion.token_ids)
-    if completion.finish_reason != "stop" and "\n" not in raw:
-        return Reject(id=key, reason="truncated", raw=raw)
-    text = clean_instruction(raw)
-    if fault := instruction_fault(text, unit.statement, unit.lang):
-        return Reject(id=key, reason=fault, raw=raw)
-    return instruction_row(unit, task_type, number, text, operator="generate", split=split)
+def split_input(text: str) -> tuple[str, str]:
+    """(the request, the input that follows it after an empty line, or an empty text)."""
+    request, _, given = text.partition("\n\n")
+    return request, given
+
+
+def asked_text(row: Instruction) -> str:
+    """What a user says in an instruction, all turns: two rows with the same are duplicates."""
+    return "\n".join(message["content"] for message in row.messages if message["role"] == "user")

@@ -1,26 +1,49 @@
 """Documents to knowledge units: what is worth asking about, placed in the taxonomy.
 
 Two ways: a model states the facts (JSON, and each must be grounded in its document), or the document's own most central
-sentences are taken as they stand.
+sentences are taken as they stand. Placement is by similarity alone, or a model chooses among the nearest topics and none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
-from align.core.chat import Chat
+import numpy as np
+
 from align.core.hashing import content_id
-from align.core.journal import Journal
 from align.core.language import content_units, detect, sentences
-from align.core.rows import Document, Knowledge, Reject
-from align.engines.complete import Ask, complete
-from align.engines.protocol import Answered, Engine, Sampling
-from data_gen.prompts import render
-from data_gen.taxonomy import TopicIndex
+from align.core.rows import Document, Knowledge, Made, Reject
+from align.engines.complete import Ask, Asking, Job, Unusable, Writer, ask_parsed
+from align.engines.protocol import Sampling
+from data_gen.placement import TopicIndex
+from data_gen.prompts import Prompts, read_object
 
 MIN_CHARS = {"en": 30, "ko": 12}
 MAX_CHARS = 200
+STATES = ".!。"  # what a statement ends with
+ENDS = STATES + "?\"'”’)]"  # what a sentence does, and a heading does not
+PURPOSE = "knowledge"
+BATCH = 512  # documents placed together: each is compared with the others of its batch
+NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitRules:
+    """How units are taken from documents and placed; the recipe's section `taxonomy` says what each is for."""
+
+    count: int
+    extraction: Mapping[str, str]
+    min_grounding: float
+    min_similarity: float
+    neighbours: int
+    placement: str
+    shortlist: int
+    tries: int
+    sampling: Sampling
 
 
 def facts_schema(count: int, lang: str) -> str:
@@ -30,26 +53,118 @@ def facts_schema(count: int, lang: str) -> str:
     return json.dumps({"type": "object", "properties": {"facts": facts}, "required": ["facts"]})
 
 
-def ask_for_facts(
-    engine: Engine,
-    chat: Chat,
-    documents: Sequence[Document],
-    *,
-    count: int,
-    sampling: Sampling,
-    run_seed: int,
-    journal: Journal,
-) -> dict[str, Answered]:
-    """Let a model state `count` facts of each document."""
-    asks = [
-        Ask(
-            id=d.id,
-            messages=render("knowledge", d.lang, text=d.text, count=str(count)),
-            json_schema=facts_schema(count, d.lang),
+def units(
+    writer: Writer, documents: Iterable[Document], index: Mapping[str, TopicIndex], prompts: Prompts, rules: UnitRules
+) -> Iterator[Made]:
+    """The units of documents, a `Made` each, as they are done."""
+    stream = iter(documents)
+    jobs = (
+        Job(key=document.id, asking=job)
+        for batch in iter(lambda: list(islice(stream, BATCH)), [])
+        for document, job in zip(batch, unit_jobs(batch, index, prompts, rules), strict=True)
+    )
+    return (made for _, made in writer.run(jobs, label="taxonomy", total=None, unit="documents"))
+
+
+def unit_jobs(
+    documents: Sequence[Document], index: Mapping[str, TopicIndex], prompts: Prompts, rules: UnitRules
+) -> list[Asking[Made]]:
+    """One job per document of a batch; where its neighbours in the batch stand tells its own place better."""
+    rows: dict[str, np.ndarray] = {}
+    for lang in {document.lang for document in documents}:
+        of_lang = [document for document in documents if document.lang == lang]
+        table = index[lang].of_documents([document.text for document in of_lang], rules.neighbours)
+        rows |= {document.id: row for document, row in zip(of_lang, table, strict=True)}
+    return [_unit_job(document, index[document.lang], rows[document.id], prompts, rules) for document in documents]
+
+
+def _unit_job(document: Document, index: TopicIndex, row: np.ndarray, prompts: Prompts, rules: UnitRules) -> Asking[Made]:
+    """The `count` units asked of a document, each either kept and placed or rejected with a reason."""
+
+    def reject(number: int, reason: str, raw: str) -> Reject:
+        return Reject(id=content_id("knowledge-reject", document.id, number), reason=reason, raw=raw)
+
+    if rules.extraction[document.lang] == "model":
+        ask = Ask(
+            id=document.id,
+            purpose=PURPOSE,
+            messages=prompts.render("knowledge", document.lang, text=document.text, count=str(rules.count)),
+            sampling=rules.sampling,
+            json_schema=facts_schema(rules.count, document.lang),
         )
-        for d in documents
-    ]
-    return complete(engine, chat, asks, sampling, run_seed=run_seed, purpose="knowledge", journal=journal, label="taxonomy")
+        told = yield from ask_parsed(ask, parse_facts, rules.tries)
+        if isinstance(told, Unusable):
+            rejects = [reject(i, told.reason, told.raw) for i in range(rules.count)]
+            return Made(rejects=rejects, asked=rules.count)
+        facts = [first_sentence(fact) for fact in told[: rules.count]]
+    else:
+        facts = central_sentences(document.text, rules.count, document.lang)
+    rows: list[Knowledge] = []
+    rejects = [reject(i, "too_few_sentences", document.text) for i in range(len(facts), rules.count)]
+    table = index.of_units(facts, document.text, row)
+    for number, (fact, near) in enumerate(zip(facts, table, strict=True)):
+        quote, share = quoted_span(fact, document.text, document.lang)
+        reason = fact_fault(fact, document.lang)
+        if not reason and share < rules.min_grounding:
+            reason = "not_grounded"
+        elif not reason and any(fact == kept.statement for kept in rows):
+            reason = "duplicate"
+        elif not reason and near.max() < rules.min_similarity:
+            reason = "no_topic_near"
+        topic = index.ids[int(near.argmax())]
+        raw = fact
+        if not reason and rules.placement == "choice":
+            chosen = yield from _choose(document, number, fact, near, index, prompts, rules)
+            if isinstance(chosen, Unusable):
+                reason, raw = f"placement_{chosen.reason}", f"{fact} -> {chosen.raw}"
+            elif chosen == NONE:
+                reason = "no_topic_fits"
+            topic = str(chosen)
+        if reason:
+            rejects.append(reject(number, reason, raw))
+            continue
+        rows.append(
+            Knowledge(
+                id=content_id("knowledge", document.id, fact),
+                topic_id=topic,
+                document_id=document.id,
+                statement=fact,
+                lang=document.lang,
+                quote=quote,
+                similarity=round(float(near[index.ids.index(topic)]), 4),
+                license=document.license,
+                pii=document.pii,
+            )
+        )
+    return Made(rows=rows, rejects=rejects, asked=rules.count)
+
+
+def _choose(
+    document: Document, number: int, fact: str, near: np.ndarray, index: TopicIndex, prompts: Prompts, rules: UnitRules
+) -> Asking[str | Unusable]:
+    """The topic that a model picks for a fact among the nearest ones, or `NONE`."""
+    ids = index.shortlist(near, rules.shortlist)
+    topics = "\n".join(f"{i}: {index.about[i]}" for i in ids)
+    ask = Ask(
+        id=f"{document.id}/{number}",
+        purpose="placement",
+        messages=prompts.render("choose-topic", document.lang, text=fact, topics=topics),
+        sampling=rules.sampling,
+        json_schema=json.dumps({"type": "object", "properties": {"topic": {"enum": [*ids, NONE]}}, "required": ["topic"]}),
+    )
+    return (yield from ask_parsed(ask, partial(parse_choice, among=[*ids, NONE]), rules.tries))
+
+
+def parse_choice(text: str, among: Sequence[str]) -> str:
+    """The topic in a model's JSON.
+
+    Raises:
+        ValueError: not JSON of the agreed shape, or a topic that was not offered.
+    """
+    topic = read_object(text).get("topic")
+    if topic not in among:
+        raise ValueError("no topic of the list")
+    return str(topic)
 
 
 def parse_facts(text: str) -> list[str]:
@@ -58,10 +173,10 @@ def parse_facts(text: str) -> list[str]:
     Raises:
         ValueError: not JSON of the agreed shape.
     """
-    data = json.loads(text, strict=False)  # grammar-constrained strings may hold raw control characters
-    if not isinstance(data, dict) or not isinstance(data.get("facts"), list):
+    facts = read_object(text).get("facts")
+    if not isinstance(facts, list):
         raise ValueError("no list of facts")
-    return [" ".join(str(fact).split()) for fact in data["facts"]]
+    return [" ".join(str(fact).split()) for fact in facts]
 
 
 def first_sentence(fact: str) -> str:
@@ -70,12 +185,12 @@ def first_sentence(fact: str) -> str:
 
 
 def central_sentences(text: str, count: int, lang: str) -> list[str]:
-    """The `count` sentences that share most content with the rest of the document, in document order.
+    """The `count` statements that share most content with the rest of the document, in document order.
 
     Centrality is the mean overlap of content units with the other sentences, as in LexRank's degree form
     (Erkan and Radev 2004), on sets instead of TF-IDF vectors.
     """
-    found = [s for s in sentences(text) if len(s) >= MIN_CHARS[lang]]
+    found = [s for s in sentences(text) if len(s) >= MIN_CHARS[lang] and s[-1] in STATES]
     units = [content_units(s, lang) for s in found]
 
     def centrality(i: int) -> float:
@@ -92,7 +207,8 @@ def quoted_span(statement: str, document: str, lang: str) -> tuple[str, float]:
     The sentence that has most of them, or it and the next one where both together have more.
     """
     units = content_units(statement, lang)
-    found = sentences(document)
+    # A title is no evidence, unless there is nothing else.
+    found = [s for s in sentences(document) if s[-1] in ENDS] or sentences(document)
     if not units or not found:
         return "", 0.0
     had = [units & content_units(sentence, lang) for sentence in found]
@@ -107,75 +223,12 @@ def quoted_span(statement: str, document: str, lang: str) -> tuple[str, float]:
     return found[one], len(had[one]) / len(units)
 
 
-def knowledge_rows(
-    document: Document,
-    answered: Answered | None,
-    chat: Chat | None,
-    index: Mapping[str, TopicIndex],
-    *,
-    count: int,
-    min_grounding: float,
-    min_similarity: float,
-) -> tuple[list[Knowledge], list[Reject]]:
-    """The `count` units asked of one document, each either kept and placed or rejected with a reason.
-
-    A unit is grounded where `min_grounding` of its content is in one or two sentences in a row of the document: its quote.
-
-    `answered` and `chat` are None where the document's own sentences are taken.
-    """
-
-    def reject(number: int, reason: str, raw: str) -> Reject:
-        return Reject(id=content_id("knowledge-reject", document.id, number), reason=reason, raw=raw)
-
-    if answered is None:
-        facts = central_sentences(document.text, count, document.lang)
-    else:
-        assert chat is not None
-        if answered.error:
-            reason = answered.error.split(":")[0]
-            return [], [reject(i, reason, answered.error) for i in range(count)]
-        completion = answered.completions[0]
-        text = chat.text(completion.token_ids)
-        if completion.finish_reason != "stop":
-            return [], [reject(i, "truncated", text) for i in range(count)]
-        try:
-            facts = [first_sentence(fact) for fact in parse_facts(text)[:count]]
-        except ValueError:
-            return [], [reject(i, "not_json", text) for i in range(count)]
-    rows: list[Knowledge] = []
-    rejects = [reject(i, "too_few_sentences", document.text) for i in range(len(facts), count)]
-    placed = index[document.lang].nearest([f"{fact} {document.text}" for fact in facts])
-    for number, (fact, (topic, similarity)) in enumerate(zip(facts, placed, strict=True)):
-        quote, share = quoted_span(fact, document.text, document.lang)
-        reason = ""
-        if len(fact) < MIN_CHARS[document.lang]:
-            reason = "too_short"
-        elif len(fact) > MAX_CHARS:
-            reason = "too_long"
-        elif fact[-1] not in ".!?":
-            reason = "not_a_sentence"
-        elif detect(fact) != document.lang:
-            reason = "off_language"
-        elif share < min_grounding:
-            reason = "not_grounded"
-        elif any(fact == row.statement for row in rows):
-            reason = "duplicate"
-        elif similarity < min_similarity:
-            reason = "no_topic_near"
-        if reason:
-            rejects.append(reject(number, reason, fact))
-            continue
-        rows.append(
-            Knowledge(
-                id=content_id("knowledge", document.id, fact),
-                topic_id=topic,
-                document_id=document.id,
-                statement=fact,
-                lang=document.lang,
-                quote=quote,
-                similarity=round(similarity, 4),
-                license=document.license,
-                pii=document.pii,
-            )
-        )
-    return rows, rejects
+def fact_fault(fact: str, lang: str) -> str:
+    """Why a statement is no unit whatever its document says, or an empty text."""
+    if len(fact) < MIN_CHARS[lang]:
+        return "too_short"
+    if len(fact) > MAX_CHARS:
+        return "too_long"
+    if fact[-1] not in ".!?":
+        return "not_a_sentence"
+    return "off_language" if detect(fact) != lang else ""

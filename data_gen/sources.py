@@ -80,7 +80,7 @@ def renamed(lines: Iterator[Line], columns: Mapping[Any, str]) -> Iterator[Line]
 
     Args:
         lines: records.
-        columns: our name (text, id, lang, source, license) -> theirs.
+        columns: our name (text, title, id, lang, source, license) -> theirs.
     """
     for line in lines:
         if line.record is not None and columns:

@@ -1,8 +1,4 @@
-"""The taxonomy: a tree of topics defined in advance, and the placement of texts in it.
-
-Placement compares character n-grams (TF-IDF, cosine), which works alike for English and Korean and needs no model: a
-text goes to the nearest topic of its language, or nowhere when even that is too far.
-"""
+"""The taxonomy: a tree of topics defined in advance."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from align.core.errors import UserError
@@ -133,34 +128,3 @@ def _check_texts(node: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: {node['id']}: {key} and name must be in the same languages")
     if not node["name"]:
         raise UserError(f"{where}: {node['id']}: name is empty")
-
-
-class TopicIndex:
-    """Nearest topic by TF-IDF over character 2- to 4-grams within words.
-
-    Attributes:
-        ids: of the topics of this language.
-        texts: name, definition and terms of each.
-    """
-
-    def __init__(self, taxonomy: Taxonomy, lang: str) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        leaves = [leaf for leaf in taxonomy.leaves if lang in leaf.name]
-        if not leaves:
-            raise UserError(f"the taxonomy has no topic in language {lang}")
-        self.ids = [leaf.id for leaf in leaves]
-        self.texts = [" ".join([leaf.name[lang], leaf.definition[lang], " ".join(leaf.include[lang])]) for leaf in leaves]
-        self._vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, lowercase=True)
-        self._topics = self._vectorizer.fit_transform(self.texts)
-
-    def similarity(self, texts: Sequence[str]) -> np.ndarray:
-        """(texts, topics) cosine, in [0, 1]."""
-        return (self._vectorizer.transform(texts) @ self._topics.T).toarray()
-
-    def nearest(self, texts: Sequence[str]) -> list[tuple[str, float]]:
-        """(leaf id, cosine similarity in [0, 1]) for each text; ties go to the first in the file."""
-        if not texts:
-            return []
-        table = self.similarity(texts)
-        return [(self.ids[j], float(row[j])) for row, j in zip(table, table.argmax(axis=1), strict=True)]

@@ -71,7 +71,7 @@ class _Case:
 
     def reject(self, reason: str) -> Reject:
         raw = json.dumps(self.numbers, ensure_ascii=False, allow_nan=False, sort_keys=True)
-        return Reject(id=self.prompt.id, reason=reason, raw=raw)
+        return Reject(id=self.prompt.id, reason=reason, raw=raw, topic_id=self.prompt.topic_id)
 
     def winner_and_loser(self) -> tuple[int, int]:
         """Indices of the best and the worst under the selector; several at an extreme: the lowest response id."""

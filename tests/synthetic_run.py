@@ -11,6 +11,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from align.core.rows import (
     to_table,
 )
 from align.evaluate.table import eval_results, model_table
+from data_gen.coverage import entropy, histogram
 from data_gen.taxonomy import load_taxonomy
 from reward.pairs import PairRules, build_pairs
 
@@ -53,17 +55,25 @@ KOREAN = (
     "수요와 공급이 만나는 곳에서 가격이 정해진다",
     "백신은 면역계가 병원체를 알아보도록 가르친다",
 )
+TASK_TYPES = ("question", "explain", "list", "compare")
 OPERATORS = ("constrain", "deepen", "concretize", "reason", "breadth")
 MODELS = ("base", "M0", "M1", "M2")
 SEED = 17
 
 
+def by_topic(rows: Sequence[Any], rejects: Sequence[Reject]) -> dict[str, int]:
+    """What a step was asked for of each topic."""
+    return dict(sorted(Counter(row.topic_id for row in (*rows, *rejects)).items()))
+
+
 class Builder:
     """Writes one run; the order of the methods is the order of the steps."""
 
-    def __init__(self, run_dir: Path, *, documents: int, prompts: int, steps: int) -> None:
+    def __init__(self, run_dir: Path, *, documents: int, prompts: int, steps: int, judge: bool) -> None:
         self.run_dir, self.num_documents, self.num_prompts, self.num_steps = run_dir, documents, prompts, steps
+        self.judge = judge
         self.random = random.Random(SEED)
+        self.marks = random.Random(SEED)  # of its own, so that a run without a judge has the same answers and scores
 
     def write(
         self, name: str, folder: str, row_type: type, rows: Sequence[Any], rejects: Sequence[Reject] = (), **metrics: Any
@@ -75,13 +85,16 @@ class Builder:
         out.write_all(list(rows), list(rejects), asked=len(rows) + len(rejects))
         return out.finish(metrics)
 
-    def rejects(self, step: str, **counts: int) -> list[Reject]:
-        """That many rejects of each reason; the first of each is hostile."""
+    def rejects(self, step: str, topics: Sequence[str] = ("",), **counts: int) -> list[Reject]:
+        """That many rejects of each reason, of these topics in turn; the first of each is hostile."""
         return [
-            Reject(id=content_id(step, reason, i), reason=reason, raw=f"{HOSTILE} {LONG}" if not i else f"{step} text {i}")
+            Reject(
+                id=content_id(step, reason, i), reason=reason, topic_id=topics[i % len(topics)],
+                raw=f"{HOSTILE} {LONG}" if not i else f"{step} text {i}",
+            )
             for reason, n in counts.items()
             for i in range(n)
-        ]
+        ]  # fmt: skip
 
     def sentence(self, lang: str, number: int) -> str:
         """A sentence that no other number has."""
@@ -118,39 +131,82 @@ class Builder:
         rejects = self.rejects("taxonomy", not_grounded=9, truncated=3, off_language=1)
         out.write_all(self.units, rejects, asked=len(self.units) + len(rejects))
         pq.write_table(to_table(Topic, tree.topic_rows(counts)), folder / "topics.parquet")
-        out.finish({"topics": len(tree.leaves), "topics_filled": len(counts)})
+        out.finish({"topics": len(tree.leaves), "topics_filled": len(counts), "entropy": entropy(counts.values())})
         splits = ["sft", "sft", "M1", "M2", "heldout"]
-        first = [
-            self.instruction(f"inst-{i}", unit, self.sentence(unit.lang, 1000 + i) + "?", splits[i % 5])
-            for i, unit in enumerate(self.units)
+        first = [self.first(i, unit, splits[i % 5]) for i, unit in enumerate(self.units)]
+        dialogues = [self.follow_up(row) for i, row in enumerate(first) if i % 6 == 0]
+        topics = [unit.topic_id for unit in self.units]
+        scale = max(1, self.num_documents // 15)
+        self.instructions(
+            "instruct", [*first, *dialogues],
+            self.rejects("instruct", topics, not_a_request=6 * scale, duplicate=5 * scale, follow_up_stands_alone=2),
+        )  # fmt: skip
+        children = [self.child(row, OPERATORS[i % len(OPERATORS)]) for i, row in enumerate(first) if i % 2]
+        grandchildren = [
+            self.child(row, OPERATORS[(i + 1) % len(OPERATORS)]) for i, row in enumerate(children) if i % 3 == 0
         ]
-        self.write("instruct", "instruct", Instruction, first, self.rejects("instruct", not_a_request=6, duplicate=5))
-        children = [
-            self.instruction(
-                f"child-{i}", unit, f"{first[i].messages[-1]['content']} {HOSTILE} Give one example and explain each step.",
-                first[i].split, parent=first[i].id, operator=OPERATORS[i % 5],
-            )
-            for i, unit in enumerate(self.units) if i % 2
-        ]  # fmt: skip
-        self.pool = [*first, *children]
+        self.pool = [self.judged(row) for row in (*first, *dialogues, *children, *grandchildren)]
+        self.instructions(
+            "evolve", self.pool, self.rejects("evolve", topics[::2], lost_subject=7 * scale, length_blow_up=4 * scale)
+        )
+
+    def instructions(self, name: str, rows: Sequence[Instruction], rejects: Sequence[Reject]) -> None:
+        """instruct or evolve, with the metrics of such a step."""
+        marks = ("difficulty", "judged_difficulty", "judged_quality")
+        generations: dict[str, Any] = {}
+        for number in sorted({row.generation for row in rows}):
+            of = [row for row in rows if row.generation == number]
+            # A judge's 0 is no mark.
+            lists = {mark: [v for row in of if (v := getattr(row, mark)) or mark == "difficulty"] for mark in marks}
+            generations[str(number)] = {"count": len(of), **{mark: histogram(mark, lists[mark]) for mark in marks}}
         self.write(
-            "evolve", "evolve", Instruction, self.pool, self.rejects("evolve", lost_subject=7, length_blow_up=4),
-            by_generation={"0": len(first), "1": len(children)}, mean_difficulty={"0": 0.2134, "1": 0.4567},
-            by_split=dict(Counter(row.split for row in self.pool)),
+            name, name, Instruction, rows, rejects, asked_by_topic=by_topic(rows, rejects), generations=generations,
+            **{f"by_{c}": dict(Counter(getattr(r, c) for r in rows)) for c in ("task_type", "operator", "lang", "split")},
+            by_turns=dict(Counter(str(sum(m["role"] == "user" for m in row.messages)) for row in rows)),
+            with_system_prompt=sum(row.messages[0]["role"] == "system" for row in rows),
+            with_persona=sum(bool(row.persona) for row in rows),
         )  # fmt: skip
 
-    def instruction(
-        self, key: str, unit: Knowledge, text: str, split: str, parent: str = "", operator: str = "generate"
-    ) -> Instruction:
+    def first(self, i: int, unit: Knowledge, split: str) -> Instruction:
+        """A generation-0 instruction: some have a system message, a persona, or an input below an empty line."""
+        text = self.sentence(unit.lang, 1000 + i) + "?"
+        given = f"\n\n{self.sentence(unit.lang, 2000 + i)}\n{HOSTILE}" if i % 8 == 4 else ""
+        system = [{"role": "system", "content": f"You answer briefly. {HOSTILE}"}] if i % 5 == 0 else []
         return Instruction(
-            id=key, parent_id=parent or unit.id, topic_id=unit.topic_id, knowledge_id=unit.id,
-            messages=[{"role": "user", "content": text}], generation=int(bool(parent)), operator=operator,
-            task_type="question", difficulty=0.4, lang=unit.lang, split=split, license="CC0-1.0", pii="",
+            id=f"inst-{i}", parent_id=unit.id, topic_id=unit.topic_id, knowledge_id=unit.id,
+            messages=[*system, {"role": "user", "content": text + given}], generation=0, operator="generate",
+            task_type="summarize" if given else TASK_TYPES[i % len(TASK_TYPES)], persona="a nurse" if i % 4 == 0 else "",
+            level=("", "easy", "hard")[i % 3], difficulty=round(self.marks.betavariate(2, 7), 4), judged_difficulty=0.0,
+            judged_quality=0.0, lang=unit.lang, answer_lang="ko" if i == 7 else unit.lang, split=split, license="CC0-1.0",
+            pii="",
         )  # fmt: skip
+
+    def follow_up(self, row: Instruction) -> Instruction:
+        """A dialogue of two user turns that continues an instruction."""
+        said = {"role": "assistant", "content": f"An answer to it. {HOSTILE}"}
+        asked = {"role": "user", "content": "And why is that so? " + row.id}
+        messages = [*row.messages, said, asked]
+        return replace(row, id=f"{row.id}-2", parent_id=row.id, messages=messages, operator="follow_up")
+
+    def child(self, row: Instruction, operator: str) -> Instruction:
+        """A rewritten instruction of the next generation."""
+        text = f"{row.messages[-1]['content']} {HOSTILE} Give one example and explain each step."
+        messages = [*row.messages[:-1], {"role": "user", "content": text}]
+        return replace(
+            row, id=f"{row.id}-{operator}", parent_id=row.id, messages=messages, generation=row.generation + 1,
+            operator=operator, difficulty=round(self.marks.betavariate(4 + 2 * row.generation, 5), 4),
+        )  # fmt: skip
+
+    def judged(self, row: Instruction) -> Instruction:
+        """With a judge's marks where the run has a judge; of some it could not read any."""
+        if not self.judge or self.marks.random() < 0.05:
+            return row
+        hard, good = (min(10, max(1, round(self.marks.gauss(mean, 1.6)))) for mean in (4 + 1.5 * row.generation, 7))
+        return replace(row, judged_difficulty=float(hard), judged_quality=float(good))
 
     def response(self, prompt: Instruction, model: str, number: int) -> Response:
         text = f"{model} says: {self.sentence(prompt.lang, number)} " * self.random.randint(1, 5)
-        text = text + HOSTILE if number % 4 == 0 else LONG + text if number % 9 == 0 else text
+        text = text + HOSTILE if number % 4 == 0 else LONG + text if number % 7 == 3 else text
         ids = list(text.encode())[: 20 + self.random.randrange(90)]
         return Response(
             id=content_id("response", prompt.id, model, number), prompt_id=prompt.id, model=model, sample_index=number,
@@ -172,14 +228,11 @@ class Builder:
             for i, (row, answer) in enumerate(zip(asked, answers, strict=True))
         ]  # fmt: skip
         by_language = dict(Counter(row.lang for row in rows))
+        dropped = self.rejects("sft.data", [row.topic_id for row in rows[1:]], unfinished=5, repetitive=3)
         self.write(
-            "sft.data",
-            "sft/data",
-            SftExample,
-            rows,
-            self.rejects("sft.data", unfinished=5, repetitive=3),
-            by_language=by_language,
-        )
+            "sft.data", "sft/data", SftExample, rows, dropped, by_language=by_language,
+            asked_by_topic=by_topic(rows, dropped),
+        )  # fmt: skip
         used = [TrainedExample(id=row.id, num_tokens=80) for row in rows]
         history = [{"step": i + 1, "loss": 2.4 * math.exp(-i / 25) + 0.4, "tokens": 640.0} for i in range(self.num_steps)]
         self.write(
@@ -247,7 +300,8 @@ class Builder:
         rows, rejects = build_pairs(prompts, responses, self.scores["selector"], self.scores["validator"], rules)
         n = len(rows)
         self.write(
-            f"stage{k}.pair", f"stage{k}/pair", Preference, rows, rejects, kept_share=round(n / (n + len(rejects)), 4),
+            f"stage{k}.pair", f"stage{k}/pair", Preference, rows, rejects,
+            asked_by_topic=dict(Counter(prompt.topic_id for prompt in prompts)), kept_share=round(n / (n + len(rejects)), 4),
             mean_margin=round(sum(r.selector_chosen - r.selector_rejected for r in rows) / n, 4),
             mean_agreement=round(sum(r.agreement for r in rows) / n, 4),
             chosen_longer_share=round(sum(len(r.chosen_token_ids) > len(r.rejected_token_ids) for r in rows) / n, 4),
@@ -296,14 +350,7 @@ RECIPE = {
             "name": "M2",
             "sample": {"models": ["M1", "M0"]},
             "pair": {"agreement": "gap", "threshold": 0.4},
-            "train": {
-                "loss": "simpo",
-                "beta": 2.5,
-                "gamma_absolute": 1.25,
-                "learning_rate": 5e-7,
-                "epochs": 1,
-                "batch_size": 8,
-            },
+            "train": {"loss": "simpo", "beta": 2.5, "gamma_absolute": 1.25, "learning_rate": 5e-7, "epochs": 1},
         },
     ],
     "evaluation": {"models": list(MODELS)},
@@ -316,9 +363,11 @@ def write_recipe(run_dir: Path) -> None:
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
 
 
-def build_run(run_dir: Path, *, documents: int = 15, prompts: int = 16, steps: int = 12, until: str = "evaluation") -> Path:
+def build_run(
+    run_dir: Path, *, documents: int = 15, prompts: int = 16, steps: int = 12, until: str = "evaluation", judge: bool = True
+) -> Path:
     """Write a run folder up to and with one part: data, supervised, stage1, stage2 or evaluation."""
-    builder = Builder(run_dir, documents=documents, prompts=prompts, steps=steps)
+    builder = Builder(run_dir, documents=documents, prompts=prompts, steps=steps, judge=judge)
     write_recipe(run_dir)
     parts = {
         "data": builder.data,

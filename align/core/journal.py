@@ -51,3 +51,9 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+    def delete(self) -> None:
+        """Close and remove the file: what it kept is elsewhere now."""
+        self.close()
+        self._values.clear()
+        self.path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 
+OTHER_LANGUAGE = {"en": "ko", "ko": "en"}
 _SCRIPTS = ("latin", "hangul", "other")
 _NO_LETTER = bytes(i for i in range(128) if not chr(i).isalpha())
 

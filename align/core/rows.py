@@ -5,7 +5,7 @@ Every row has an `id` made from its content and the id of what it was made from,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Any, TypeVar
@@ -68,7 +68,12 @@ class Knowledge:
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """A prompt. `parent_id` is a knowledge unit (generation 0) or the instruction it evolved from (generation 1, ...)."""
+    """A prompt. `parent_id` is a knowledge unit (generation 0) or the instruction that it evolved from or follows up.
+
+    `persona` and `level` (easy, medium, hard) are what it was asked to be written for, empty where nothing was said.
+    `difficulty` is a measured proxy in [0, 1), `judged_difficulty` and `judged_quality` are a model's marks from 1 to 10, or
+    0 where none judged. `lang` is the prompt's language and `answer_lang` its answer's: they differ for translation.
+    """
 
     id: str
     parent_id: str
@@ -78,8 +83,13 @@ class Instruction:
     generation: int
     operator: str
     task_type: str
+    persona: str
+    level: str
     difficulty: float
+    judged_difficulty: float
+    judged_quality: float
     lang: str
+    answer_lang: str
     split: str
     license: str
     pii: str
@@ -112,7 +122,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class SftExample:
-    """One supervised dialogue, in the columns TRL and the rest of the field read (`messages`)."""
+    """One supervised dialogue, in the columns TRL and the rest of the field read (`messages`); `lang` is the answer's."""
 
     id: str
     parent_id: str
@@ -192,11 +202,21 @@ class EvalResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """A row that was dropped: what it was, why, and its text."""
+    """A row that was dropped: what it was, why, and its text; `topic_id` where it had a topic by then."""
 
     id: str
     reason: str
     raw: str
+    topic_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What became of one piece of work: each of the `asked` rows is a row or a reject."""
+
+    rows: Sequence[Any] = ()
+    rejects: Sequence[Reject] = ()
+    asked: int
 
 
 R = TypeVar("R")

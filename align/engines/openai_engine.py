@@ -7,7 +7,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 _DONE = object()
+IDLE_S = 0.01  # until a worker looks again whether there is a request
 
 
 class OpenAIEngine:
@@ -71,7 +72,7 @@ class OpenAIEngine:
             flags={"base_url": base_url, "model_name": model_name},
         )
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Answered]:
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
         """Yield each request's answers as it finishes; a call that failed for good comes back with its `error`.
 
         Raises:
@@ -94,7 +95,7 @@ class OpenAIEngine:
     def close(self) -> None:
         """Nothing is held between calls."""
 
-    def _run(self, requests: Sequence[Request], results: queue.SimpleQueue[Any], stop: threading.Event) -> None:
+    def _run(self, requests: Iterable[Request | None], results: queue.SimpleQueue[Any], stop: threading.Event) -> None:
         try:
             asyncio.run(self._answer_all(requests, results, stop))
         except BaseException as error:
@@ -102,8 +103,13 @@ class OpenAIEngine:
         else:
             results.put(_DONE)
 
-    async def _answer_all(self, requests: Sequence[Request], results: queue.SimpleQueue[Any], stop: threading.Event) -> None:
-        """`max_concurrency` workers take requests from one iterator until it is empty, one fails or `stop` is set."""
+    async def _answer_all(
+        self, requests: Iterable[Request | None], results: queue.SimpleQueue[Any], stop: threading.Event
+    ) -> None:
+        """`max_concurrency` workers take requests from one iterator until it is empty, one fails or `stop` is set.
+
+        The iterator is drawn from in this thread while the caller works in its own.
+        """
         from openai import AsyncOpenAI
 
         # Never None: the client would then send OPENAI_API_KEY, whosever server this is.
@@ -112,12 +118,15 @@ class OpenAIEngine:
 
         async def work(client: AsyncOpenAI) -> None:
             for request in pending:
-                results.put(await self._answer(client, request, key))
+                if request is None:
+                    await asyncio.sleep(IDLE_S)
+                else:
+                    results.put(await self._answer(client, request, key))
 
         async with AsyncOpenAI(
             base_url=self._base_url, api_key=key, timeout=self._timeout_s, max_retries=self._max_retries
         ) as client:
-            tasks = {asyncio.create_task(work(client)) for _ in range(min(self._max_concurrency, len(requests)))}
+            tasks = {asyncio.create_task(work(client)) for _ in range(self._max_concurrency)}
             try:
                 while tasks and not stop.is_set():
                     done, tasks = await asyncio.wait(tasks, timeout=0.2, return_when=asyncio.FIRST_EXCEPTION)

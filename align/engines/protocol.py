@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,8 +85,12 @@ class Engine(Protocol):
 
     info: EngineInfo
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Answered]:
-        """Yield each request's answers as soon as they are finished, so that the caller can journal them."""
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
+        """Yield each request's answers as soon as they are finished, so that the caller can journal them.
+
+        `requests` is taken from as there is room, a few beyond what is computed at once. None in it means that there is no
+        request now but may be one after the next answer; an engine with nothing at work never meets it.
+        """
         ...
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ One JSON line an answer, by the content of its request and the model's fingerpri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,18 @@ class ReplayEngine:
             flags={"recorded_with": header["recorded_with"]},
         )
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Answered]:
-        """Yield recorded answers first, then the recorder's as they come. An answer with an error is not recorded.
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
+        """Yield recorded answers at once, the recorder's as they come. An answer with an error is not recorded.
 
         Raises:
             StepError: an answer is missing and there is no recorder; names the request and the file.
         """
         missing: dict[str, Request] = {}
         for request in requests:
+            if request is None:
+                yield from self._record(missing)
+                missing = {}
+                continue
             key = self._key(request)
             if key in self._journal:
                 self.hits += 1
@@ -75,6 +79,9 @@ class ReplayEngine:
             else:
                 self.misses += 1
                 missing[request.id] = request
+        yield from self._record(missing)
+
+    def _record(self, missing: dict[str, Request]) -> Iterator[Answered]:
         if not missing:
             return
         if self._recorder is None:
@@ -83,7 +90,7 @@ class ReplayEngine:
                 f"{self._journal.path} has no answer to request {first} (and {len(missing) - 1} more): "
                 "the model, the prompt or the sampling is not what was recorded"
             )
-        for answered in self._recorder.generate(list(missing.values())):
+        for answered in self._recorder.generate(missing.values()):
             if answered.error:
                 yield answered
                 continue

@@ -7,7 +7,7 @@ on nothing but its request. That is slower than vLLM and is why it is the refere
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +56,15 @@ class TransformersEngine:
             flags={"dtype": str(loaded.dtype).removeprefix("torch."), "device": self._device.type},
         )
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Answered]:
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
         """Yield each request's answers, in the order of the requests.
 
         Raises:
             UserError: a JSON schema is asked for and xgrammar is not installed.
         """
         for request in requests:
+            if request is None:
+                raise RuntimeError("asked to wait, with no request at work")
             length = len(request.prompt_ids) + request.sampling.max_tokens
             if length > self.info.max_model_len:
                 error = f"prompt_too_long: {length} tokens with the answer > {self.info.max_model_len}"

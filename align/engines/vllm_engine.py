@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class VllmEngine:
             # Small models asked for JSON otherwise write blanks until max_tokens.
             "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         }
+        self._max_num_seqs = max_num_seqs
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             options |= _cpu_options(max_model_len)
@@ -82,8 +83,10 @@ class VllmEngine:
             flags={**options, "device": "cpu" if on_cpu else current_platform.get_device_name()},
         )
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Answered]:
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
         """Yield each request's answers as it finishes; a request that vLLM refuses comes back with its `error`.
+
+        Twice as many requests as vLLM runs at once are handed to it, so that it never waits for the next one.
 
         Raises:
             StepError: vLLM sampled from other prompt ids than it was given.
@@ -91,24 +94,39 @@ class VllmEngine:
         from vllm.exceptions import VLLMClientError
 
         engine = self._llm.llm_engine
+        waiting, more = iter(requests), True
         running: dict[str, Request] = {}
-        internal_ids = []
+        internal_ids: dict[str, str] = {}
+        number = 0
         try:
-            for number, request in enumerate(requests):
-                try:
-                    (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": list(request.prompt_ids)}])
-                    internal_ids.append(engine.add_request(str(number), prompt, _sampling_params(request)))
-                except VLLMClientError as error:
-                    yield Answered(request_id=request.id, completions=(), error=f"vllm: {' '.join(str(error).split())}")
-                else:
-                    running[str(number)] = request
-            while running:
-                for output in engine.step():
-                    if output.finished:
-                        yield _answered(running.pop(output.request_id), output)
+            while True:
+                while more and len(running) < 2 * self._max_num_seqs:
+                    try:
+                        request = next(waiting)
+                    except StopIteration:
+                        more = False
+                        break
+                    if request is None:
+                        break
+                    number += 1
+                    try:
+                        (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": list(request.prompt_ids)}])
+                        internal_ids[str(number)] = engine.add_request(str(number), prompt, _sampling_params(request))
+                    except VLLMClientError as error:
+                        reason = f"vllm: {' '.join(str(error).split())}"
+                        yield Answered(request_id=request.id, completions=(), error=reason)
+                    else:
+                        running[str(number)] = request
+                if running:
+                    for output in engine.step():
+                        if output.finished:
+                            del internal_ids[output.request_id]
+                            yield _answered(running.pop(output.request_id), output)
+                else:  # no request, and no answer is under way that could bring one
+                    return
         finally:
             if running:  # the caller stopped early: leave nothing in the engine for the next call to meet
-                engine.abort_request(internal_ids, internal=True)
+                engine.abort_request(list(internal_ids.values()), internal=True)
 
     def close(self) -> None:
         """Stop the engine and give back its memory. The engine answers nothing afterwards."""

@@ -33,7 +33,7 @@ def eval_results(
             num_tokens=r.num_tokens,
             finished=int(r.finish_reason == "stop"),
             repetition=round(repetition(r.text), 4),
-            language_match=int(detect(r.text) == prompts[r.prompt_id].lang),
+            language_match=int(detect(r.text) == prompts[r.prompt_id].answer_lang),
         )
         for r in responses
     ]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from align.recipe.base import Count, Language, Listed, Names, Number, SamplingSpec, Share, Strict, distinct
+from align.recipe.base import Count, Language, Listed, ModelSpec, Names, Number, SamplingSpec, Share, Strict, distinct
 
 
 class DatasetSpec(Strict):
@@ -19,14 +19,15 @@ class DatasetSpec(Strict):
 
 
 class CorpusSpec(Strict):
-    """The documents: text and, better, id, lang, source, license. Read as a stream, so that millions fit."""
+    """The documents: text and, better, title, id, lang, source, license. Read as a stream, so that millions fit."""
 
     paths: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
         (), description="Files or glob patterns: .jsonl, .jsonl.gz, .parquet, or .txt with one document each."
     )
     datasets: tuple[DatasetSpec, ...] = ()
-    columns: Mapping[Literal["text", "id", "lang", "source", "license"], str] = Field(
-        default_factory=dict, description="Our column: theirs, where they are called otherwise."
+    columns: Mapping[Literal["text", "title", "id", "lang", "source", "license"], str] = Field(
+        default_factory=dict,
+        description="Our column: theirs, where they are called otherwise; a title goes before its text.",
     )
     languages: Annotated[tuple[Language, ...], *Listed] = ("en", "ko")
     allow_licenses: tuple[str, ...] | None = Field(None, description="Exact licence names to keep; null keeps all.")
@@ -75,6 +76,12 @@ class QualitySpec(Strict):
         return self
 
 
+class PromptsSpec(Strict):
+    """The prompts that generation uses."""
+
+    folder: str | None = Field(None, description="Your own, such as en/knowledge.md; they replace the shipped ones by name.")
+
+
 class TaxonomySpec(Strict):
     """The tree, defined in advance, and how documents fill it."""
 
@@ -85,33 +92,99 @@ class TaxonomySpec(Strict):
         description="model: the base model states the facts; sentences: the document's own most central sentences.",
     )
     min_grounding: Share = Field(0.7, description="Share of a unit's content words that its quote must contain.")
-    min_similarity: Share = Field(0.05, description="Cosine to the nearest topic below which a unit belongs nowhere.")
+    placement: Literal["nearest", "choice"] = Field(
+        "choice", description="choice: the base model picks among the nearest topics, or none; nearest: the first of them."
+    )
+    shortlist: Count = Field(8, description="Topics that the model chooses among.")
+    embedders: dict[Language, ModelSpec] = Field(
+        default_factory=dict,
+        description="By language: a sentence encoder beside TF-IDF, such as {en: {builtin: all-minilm-l6-v2}}.",
+    )
+    neighbours: Annotated[int, Number, Field(ge=0)] = Field(
+        5, description="Alike documents whose places help to place one; 0 places each by itself."
+    )
+    min_similarity: Share = Field(0.1, description="Similarity to the nearest topic below which a unit belongs nowhere.")
+    tries: Count = Field(2, description="How often the model is asked until its answer can be read.")
     sampling: SamplingSpec = SamplingSpec(temperature=0.3, max_tokens=128)
+
+    @model_validator(mode="after")
+    def _used(self) -> TaxonomySpec:
+        if self.placement == "nearest" and self.changed("shortlist"):
+            raise ValueError("shortlist has no effect with placement: nearest")
+        return self
+
+
+Task = Literal[
+    "question", "explain", "list", "compare", "advise", "reason", "plan", "code", "format", "role_play", "summarize",
+    "extract", "rewrite", "translate", "classify",
+]  # fmt: skip
 
 
 class InstructionsSpec(Strict):
-    """Instructions asked of each knowledge unit."""
+    """Instructions asked of (topic, knowledge unit, task type, persona, language, difficulty)."""
 
-    per_unit: dict[Language, Count] = Field({"en": 2, "ko": 2}, description="By language.")
+    per_unit: dict[Language, Count] = Field({"en": 2, "ko": 2}, description="By language; not used with per_topic.")
+    per_topic: Count | None = Field(
+        None, description="Quota of every topic and language, shared by its units, so that holes are filled."
+    )
+    max_per_unit: Count = Field(8, description="Most that a quota asks of one unit.")
+    topic_weights: dict[str, Annotated[float, Number, Field(ge=0)]] = Field(
+        default_factory=dict, description="Times as many for a topic, field or domain (by id); 0 asks none."
+    )
     writer: dict[Language, Literal["model", "template"]] = Field(
         {"en": "model", "ko": "model"},
         description="template: fixed wording around the topic's key term, for languages the base model cannot write.",
     )
-    task_types: Annotated[tuple[Literal["question", "explain", "list", "compare", "advise"], ...], *Listed] = (
-        "question", "explain", "list",
+    task_types: Annotated[tuple[Task, ...], *Listed] = (
+        "question", "explain", "list", "compare", "advise", "reason", "plan", "code", "format", "role_play", "summarize",
+        "extract", "rewrite", "translate", "classify",
     )  # fmt: skip
+    passage_chars: Count = Field(600, description="Characters of the text that summarize, extract, ... are about.")
+    personas: Share = Field(0.3, description="Share that is written for a persona, so that prompts differ.")
+    levels: tuple[Literal["easy", "medium", "hard"], ...] = Field(
+        ("easy", "medium", "hard"), description="Difficulties that are asked for in turn; [] says nothing of it."
+    )
+    system_prompts: Share = Field(0.2, description="Share that has a system prompt.")
+    multi_turn: Share = Field(0.2, description="Share that is also continued: answered, then followed up.")
+    novelty: Annotated[float, Number, Field(gt=0, le=1)] | None = Field(
+        0.7, description="Highest ROUGE-L to an earlier instruction (Self-Instruct); null for no limit."
+    )
     sampling: SamplingSpec = SamplingSpec(temperature=0.7, min_p=0.05, max_tokens=64)
+
+    @model_validator(mode="after")
+    def _used(self) -> InstructionsSpec:
+        if self.per_topic is None and self.changed("max_per_unit"):
+            raise ValueError("max_per_unit has no effect without per_topic")
+        return self
+
+
+class AutoSpec(Strict):
+    """Auto Evol-Instruct (arXiv 2406.00770): the method of the operator `auto` is rewritten where it fails."""
+
+    rounds: Count = 3
+    candidates: Count = Field(2, description="Rewritings drawn in a round.")
+    dev: Count = Field(32, description="Instructions of each language that methods are tried on.")
+    max_tokens: Count = Field(256, description="Of a rewritten method.")
 
 
 class EvolutionSpec(Strict):
-    """Evol-Instruct rounds (arXiv 2304.12244) with an eliminator; a failed child leaves its parent in the pool."""
+    """Evol-Instruct rounds (arXiv 2304.12244) with eliminators; a failed child leaves its parent in the pool."""
 
     rounds: Annotated[int, Number, Field(ge=0, le=5)] = 1
-    operators: Annotated[tuple[Literal["constrain", "deepen", "concretize", "reason", "breadth"], ...], *Listed] = (
-        "constrain", "deepen", "concretize", "reason", "breadth",
-    )  # fmt: skip
+    operators: Annotated[
+        tuple[Literal["constrain", "deepen", "concretize", "reason", "complicate_input", "auto", "breadth"], ...], *Listed
+    ] = ("constrain", "deepen", "concretize", "reason", "complicate_input", "breadth")
     share: Share = Field(0.5, description="Share of the pool that is evolved in each round.")
+    judge: bool = Field(True, description="The base model marks difficulty and quality, and a child must be harder.")
+    auto: AutoSpec | None = Field(None, description="Optimise the method of the operator auto first.")
+    tries: Count = Field(2, description="How often the model is asked until its answer can be read.")
     sampling: SamplingSpec = SamplingSpec(temperature=0.8, min_p=0.05, max_tokens=96)
+
+    @model_validator(mode="after")
+    def _used(self) -> EvolutionSpec:
+        if self.auto is not None and "auto" not in self.operators:
+            raise ValueError("auto has no effect: the operator auto is not in operators")
+        return self
 
 
 class SplitSpec(Strict):
@@ -131,12 +204,25 @@ class SplitSpec(Strict):
 class AnswersSpec(Strict):
     """Answers for the SFT set."""
 
-    writer: dict[Language, Literal["model", "document"]] = Field(
+    writer: dict[Language, Literal["model", "rewrite", "document"]] = Field(
         {"en": "model", "ko": "model"},
-        description="document: the source passage itself, for languages the base model cannot write.",
+        description="By language of the answer. rewrite: the model rewrites the source passage as an answer "
+        "(back-and-forth); document: the passage itself, for languages the base model cannot write.",
     )
-    passage_chars: Count = Field(300, description="Characters of a passage where writer is document.")
+    passage_chars: Count = Field(300, description="Characters of a passage where writer is rewrite or document.")
     grounded: bool = Field(True, description="Show the model the knowledge unit while it answers.")
-    candidates: Count = Field(1, description="Answers sampled per instruction; the first that passes the checks is kept.")
+    candidates: Count = Field(1, description="Answers sampled per instruction; of those that pass the checks one is kept.")
+    best_by: Literal["first", "judge", "reward"] = Field(
+        "first", description="Which: the first, the one the base model marks highest, or a reward model's best."
+    )
+    reward_model: str | None = Field(None, description="Folder of the reward model of best_by: reward.")
     max_repetition: Share = Field(0.3, description="Highest allowed share of repeated word 4-grams in an answer.")
     sampling: SamplingSpec = SamplingSpec(temperature=0.5, min_p=0.1, max_tokens=160)
+
+    @model_validator(mode="after")
+    def _used(self) -> AnswersSpec:
+        if (self.best_by == "reward") != (self.reward_model is not None):
+            raise ValueError("reward_model goes with best_by: reward, and best_by: reward needs it")
+        if self.best_by != "first" and self.candidates == 1:
+            raise ValueError(f"best_by: {self.best_by} has no effect with one candidate; raise candidates")
+        return self

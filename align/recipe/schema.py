@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from align.core.language import OTHER_LANGUAGE
 from align.recipe.base import (
     BASE_MODEL,
     RESERVED,
@@ -30,6 +31,7 @@ from align.recipe.data import (
     CorpusSpec,
     EvolutionSpec,
     InstructionsSpec,
+    PromptsSpec,
     QualitySpec,
     SplitSpec,
     TaxonomySpec,
@@ -159,6 +161,7 @@ class Recipe(Strict):
     engine: EngineSpec = EngineSpec()
     corpus: CorpusSpec
     quality: QualitySpec = QualitySpec()
+    prompts: PromptsSpec = PromptsSpec()
     taxonomy: TaxonomySpec = TaxonomySpec()
     instructions: InstructionsSpec = InstructionsSpec()
     evolution: EvolutionSpec = EvolutionSpec()
@@ -181,6 +184,14 @@ class Recipe(Strict):
         for where, given in by_language:
             if missing := [lang for lang in self.corpus.languages if lang not in given]:
                 raise ValueError(f"{where}: say how for language {', '.join(missing)} too")
+        if "translate" in self.instructions.task_types:
+            for lang in self.corpus.languages:
+                other = OTHER_LANGUAGE[lang]
+                if {str(key): how for key, how in self.answers.writer.items()}.get(other) != "model":
+                    raise ValueError(
+                        f"instructions.task_types: translate asks for answers in {other}, so answers.writer needs {other}: "
+                        "model; name the other task types if the model cannot write it"
+                    )
         if BASE_MODEL not in self.models:
             raise ValueError(f"models needs an entry named {BASE_MODEL}: the model that SFT starts from")
         trained = [SFT_MODEL, *(stage.name for stage in self.stages)]

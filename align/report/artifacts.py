@@ -16,9 +16,13 @@ from align.core.artifact import Manifest
 from align.core.errors import UserError
 
 ROLES = ("selector", "validator")
-DATA_STEPS = ("corpus", "taxonomy", "instruct", "evolve", "respond", "sft.data")
+DATA_STEPS = ("corpus", "taxonomy", "instruct", "evolve", "respond")
 DONE, UNFINISHED, NOT_RUN = "done", "unfinished", "not run yet"
-_FOLDERS = {"sft": "sft/train", "eval": "eval/result"}  # the others are their name with slashes
+_FOLDERS = {
+    "sft": "sft/train",
+    "eval": "eval/result",
+    "respond.score": "respond_score",
+}  # the others are their name with slashes
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,15 @@ def num_stages(run_dir: Path, recipe: Mapping[str, Any]) -> int:
 def step_names(run_dir: Path, recipe: Mapping[str, Any]) -> list[str]:
     """All steps of a run in their order, whether finished or not."""
     trained = [r for r in ROLES if not recipe or at(recipe, "reward_models", r, "train")]
-    names = [*DATA_STEPS, "sft", *(["reward.data"] if trained else []), *(f"reward.{r}" for r in trained)]
+    scored = at(recipe, "answers", "best_by") not in (None, "first")
+    names = [
+        *DATA_STEPS,
+        *(["respond.score"] if scored else []),
+        "sft.data",
+        "sft",
+        *(["reward.data"] if trained else []),
+        *(f"reward.{r}" for r in trained),
+    ]
     for k in range(1, num_stages(run_dir, recipe) + 1):
         models = _models(run_dir, f"stage{k}", at(recipe, "stages", k - 1, "sample", "models"))
         names += [f"stage{k}.sample.{m}" for m in models]

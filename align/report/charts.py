@@ -60,6 +60,19 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """Counts in equal bins, at least one of them above 0, and the mean of what was counted."""
+
+    counts: Sequence[int]
+    mean: float
+
+    @property
+    def highest(self) -> float:
+        """The share in the fullest bin."""
+        return max(self.counts) / sum(self.counts)
+
+
+@dataclass(frozen=True)
 class Scale:
     """Data to pixels, linear."""
 
@@ -118,8 +131,9 @@ def _text(x: float, y: float, text: str, css: str) -> Markup:
 
 
 def _figure(
-    title: str, body: Sequence[Markup], height: float, legend: Sequence[tuple[str, str]] = (), note: str = ""
-) -> Markup:
+    title: str, body: Sequence[Markup], height: float, legend: Sequence[tuple[str, str]] = (), note: str = "",
+    width: float = WIDTH,
+) -> Markup:  # fmt: skip
     keys = [Markup('<span class="key {}">{}</span>').format(color, name) for name, color in legend]
     if note:
         keys.append(Markup('<span class="note">{}</span>').format(note))
@@ -127,7 +141,7 @@ def _figure(
     return Markup(
         '<figure class="chart"><figcaption>{0}</figcaption>'
         '<svg viewBox="0 0 {1} {2}" role="img" aria-label="{0}">{3}</svg>{4}</figure>'
-    ).format(title, WIDTH, round(height), Markup("").join(body), foot)
+    ).format(title, round(width), round(height), Markup("").join(body), foot)
 
 
 def _nothing(title: str) -> Markup:
@@ -275,6 +289,35 @@ def histogram(
     if guide:
         parts += _guide_x(x, *guide)
     return _figure(title, parts, HEIGHT, [(g.name, g.color) for g, values in data if values] if len(data) > 1 else [])
+
+
+def distribution(title: str, given: Distribution, *, within: tuple[float, float], highest: float) -> Markup:
+    """A small histogram of shares; those drawn with the same `within` and `highest` have the same axes.
+
+    Args:
+        within: where the first bin begins and the last one ends; bins of width 1 are labelled by their middle.
+        highest: the largest share that any of the charts to compare shows.
+    """
+    width, height, left, right, base = 300, 140, 40, 290, 114
+    (low, high), total = within, sum(given.counts)
+    y_ticks = ticks(0, 100 * highest, 3)
+    x, y = Scale(low, high, left, right), Scale(0, y_ticks[-1], base, 8)
+    parts = []
+    for value in y_ticks:
+        parts.append(Markup('<line class="grid" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(left, right, y(value)))
+        label = f"{tick_label(value, y_ticks[1])}\N{NO-BREAK SPACE}%"
+        parts.append(_text(left - 5, y(value) + 4, label, "tick end"))
+    step = (high - low) / len(given.counts)
+    x_ticks = [low + i + 0.5 for i in range(len(given.counts))] if step == 1 else ticks(low, high)
+    apart = 1.0 if step == 1 else x_ticks[1] - x_ticks[0]
+    parts += [_text(x(v), base + 17, tick_label(v, apart), "tick mid") for v in x_ticks]
+    for i, n in enumerate(given.counts):
+        start, end, top = x(low + i * step) + 0.75, x(low + (i + 1) * step) - 0.75, y(100 * n / total)
+        bar = Markup('<g><title>{} of {}</title><rect class="fill c-data" x="{}" y="{}" width="{}" height="{}"/></g>')
+        parts.append(bar.format(n, total, round(start, 2), top, round(end - start, 2), round(base - top, 2)))
+    parts.append(Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(left, right, base))
+    parts.append(Markup('<line class="guide" x1="{0}" x2="{0}" y1="8" y2="{1}"/>').format(x(given.mean), base))
+    return _figure(title, parts, height, note=f"mean {given.mean:.2f}, n = {total:,}", width=width)
 
 
 def bars(title: str, items: Sequence[Bar]) -> Markup:

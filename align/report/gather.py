@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from align.core.artifact import Manifest
+from align.core.rows import Message
 from align.report.artifacts import (
     ROLES,
     StepRecord,
     alternate,
     at,
+    num_stages,
     read_recipe,
     record,
     reject_examples,
@@ -22,16 +24,18 @@ from align.report.artifacts import (
     some_of_each,
     step_names,
 )
+from align.report.coverage import gather_coverage
 from align.report.stages import Evaluation, Stage, gather_evaluation, gather_stages
+from data_gen.coverage import Coverage
 
 REJECT_CHARS = 200
-TEXT_CHARS = 900
 _UNITS = {
     "corpus": "lines read → documents",
     "taxonomy": "knowledge units asked of documents → placed in a topic",
     "instruct": "instructions asked for → generation 0",
     "evolve": "generation 0 plus rewrites → the pool",
     "respond": "answers asked for → answers",
+    "respond.score": "answers → marked answers",
     "sft.data": "instructions of the SFT split → examples",
     "sft": "examples → trained on",
     "reward.data": "damaged copies asked for → pairs",
@@ -107,8 +111,8 @@ class Evolved:
 
     operator: str
     lang: str
-    parent: str
-    child: str
+    parent: list[Message]
+    child: list[Message]
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class Samples:
 
     documents: list[dict[str, Any]] = field(default_factory=list)
     units: list[dict[str, Any]] = field(default_factory=list)
+    instructions: list[dict[str, Any]] = field(default_factory=list)
     evolved: list[Evolved] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
@@ -141,7 +146,8 @@ class RunData:
     samples: Samples
     sft: dict[str, Any] | None
     sft_by_language: dict[str, int]
-    evolution: dict[str, Any]
+    coverage: Coverage | None
+    evolution: dict[str, Any] | None
     reward_data: dict[str, Any] | None
     reward_models: list[RewardModel]
     stages: list[Stage]
@@ -149,7 +155,11 @@ class RunData:
 
 
 def gather(run_dir: Path, name: str) -> RunData:
-    """Read a run folder; steps that are missing leave their part empty."""
+    """Read a run folder; steps that are missing leave their part empty.
+
+    Raises:
+        StepError: a step lost a row of a topic.
+    """
     recipe = read_recipe(run_dir)
     steps = {n: record(run_dir, n) for n in step_names(run_dir, recipe)}
     done = {n: s.manifest for n, s in steps.items() if s.manifest}
@@ -161,7 +171,8 @@ def gather(run_dir: Path, name: str) -> RunData:
         samples=_samples(run_dir, done),
         sft=metrics.get("sft"),
         sft_by_language=metrics.get("sft.data", {}).get("by_language", {}),
-        evolution=metrics.get("evolve", {}),
+        coverage=gather_coverage(run_dir, done, num_stages(run_dir, recipe)),
+        evolution=metrics.get("evolve"),
         reward_data=metrics.get("reward.data"),
         reward_models=[_reward_model(steps[f"reward.{r}"]) for r in ROLES if f"reward.{r}" in steps],
         stages=gather_stages(run_dir, recipe),
@@ -280,9 +291,24 @@ def _samples(run_dir: Path, done: Mapping[str, Manifest]) -> Samples:
         row["text"] = cut(row["text"], 400)
     for row in units:
         row["topic"] = names.get(row["topic_id"], row["topic_id"])
-    for row in examples:
-        row["messages"] = [{"role": m["role"], "content": cut(m["content"], TEXT_CHARS)} for m in row["messages"]]
-    return Samples(documents, units, evolved_pairs(run_dir / "evolve") if "evolve" in done else [], examples)
+    instructions = sample_instructions(run_dir / "instruct") if "instruct" in done else []
+    evolved = evolved_pairs(run_dir / "evolve") if "evolve" in done else []
+    return Samples(documents, units, instructions, evolved, examples)
+
+
+def sample_instructions(folder: Path) -> list[dict[str, Any]]:
+    """One instruction of each form: a dialogue, with a system prompt, with an input below the request, and neither."""
+
+    def form(messages: list[Message]) -> str:
+        if sum(message["role"] == "user" for message in messages) > 1:
+            return "dialogue"
+        if messages[0]["role"] == "system":
+            return "system prompt"
+        return "input" if "\n\n" in messages[-1]["content"] else "request"
+
+    rows = scan(folder, ("messages", "lang", "answer_lang", "task_type", "operator", "persona", "level"))
+    found = some_of_each(({**row, "form": form(row["messages"])} for row in rows), "form", 1, kinds=4)
+    return sorted(found, key=lambda row: ("request", "input", "system prompt", "dialogue").index(row["form"]))
 
 
 def evolved_pairs(folder: Path, each: int = 2) -> list[Evolved]:
@@ -291,14 +317,9 @@ def evolved_pairs(folder: Path, each: int = 2) -> list[Evolved]:
     rows = (r for r in scan(folder, (*columns, "generation")) if r["generation"] > 0)
     children = some_of_each(rows, "operator", each, kinds=6)
     wanted = {row["parent_id"] for row in children}
-    parents = {r["id"]: r["messages"][-1]["content"] for r in scan(folder, ("id", "messages")) if r["id"] in wanted}
+    parents = {r["id"]: r["messages"] for r in scan(folder, ("id", "messages")) if r["id"] in wanted}
     return [
-        Evolved(
-            row["operator"],
-            row["lang"],
-            cut(parents.get(row["parent_id"], ""), TEXT_CHARS),
-            cut(row["messages"][-1]["content"], TEXT_CHARS),
-        )
+        Evolved(row["operator"], row["lang"], parents.get(row["parent_id"], []), row["messages"])
         for row in alternate(children, "operator")
     ]
 

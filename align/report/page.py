@@ -11,28 +11,36 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Undefined
 from markupsafe import Markup
 
-from align.core.artifact import Manifest, write_text
+from align.core.artifact import Manifest, write_json, write_text
 from align.report.artifacts import ROLES, at
 from align.report.charts import Bar, Interval, Series, Values, bars, histogram, intervals, line_chart, scatter
-from align.report.gather import TEXT_CHARS, RunData, cut, gather, reasons_of
+from align.report.coverage import coverage_view
+from align.report.difficulty import difficulty_view
+from align.report.gather import RunData, cut, gather, reasons_of
 from align.report.headline import claims, percent, unfinished, watch
 from align.report.stages import Evaluation, Stage
 
+TEXT_CHARS = 900  # of a message that are shown
 PALETTE = 6  # model colours in style.css, besides the base model's grey
 
 
 def write_report(run_dir: Path, target: Path, *, name: str) -> None:
-    """Write the report of a run; steps that have not run are said to be missing.
+    """Write the report of a run, and `coverage.json` beside it; steps that have not run are said to be missing.
 
     Args:
         run_dir: the run's folder.
-        target: the HTML file, written whole or not at all.
+        target: the HTML file; it and `coverage.json` are each written whole or not at all.
         name: the recipe's name, the page's title.
 
     Raises:
-        UserError: a manifest or the recipe in `run_dir` cannot be read.
+        UserError: a manifest, the recipe or a file of rows in `run_dir` cannot be read.
+        StepError: a step lost a row: of some topic, it did not keep or reject as many as it was asked for.
     """
-    write_text(target, render(gather(run_dir, name)))
+    run = gather(run_dir, name)
+    page = render(run)
+    if run.coverage:
+        write_json(target.with_name("coverage.json"), run.coverage.as_json())
+    write_text(target, page)
 
 
 def render(run: RunData) -> str:
@@ -53,6 +61,8 @@ def render(run: RunData) -> str:
         watch=watch(run),
         missing=unfinished(run),
         funnel_chart=bars("Kept of asked, by step", [funnel_bar(f.name, f.asked, f.kept) for f in run.funnel]),
+        coverage=coverage_view(run.coverage) if run.coverage else None,
+        difficulty=difficulty_view(run.evolution) if run.evolution is not None else None,
         sft_charts=train_charts(run.sft, "nll") if run.sft else [],
         degradation_chart=degradation_chart(run),
         stages=[stage_view(stage, colors) for stage in run.stages],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,13 +15,16 @@ from align.core.artifact import Artifact, Manifest, Shard, StepFolder, read_rows
 from align.core.chat import Chat
 from align.core.errors import UserError
 from align.core.hashing import FileHashes
-from align.core.rows import Instruction, Reject
+from align.core.journal import Journal
+from align.core.rows import Instruction, Made, Reject
+from align.engines.complete import Asking, Job, Writer
 from align.engines.open import open_engine
 from align.engines.protocol import Engine, Sampling
-from align.recipe.base import BASE_MODEL, SamplingSpec
+from align.recipe.base import SamplingSpec
 from align.recipe.schema import Recipe
-from align.steps.table import Step, benchmark_files, engine_kind, model_path, training_step
+from align.steps.table import Step, benchmark_files, engine_kind, load_prompts, model_path, training_step
 from data_gen.decontaminate import CERTIFICATE, Decontamination
+from data_gen.prompts import Prompts
 
 R = TypeVar("R", bound=Any)
 V = TypeVar("V")
@@ -35,9 +41,23 @@ def sampling(spec: SamplingSpec) -> Sampling:
     )
 
 
-def of_language(by_language: Mapping[Any, V], lang: str) -> V:
-    """What a recipe says for a row's language."""
-    return by_language[lang]
+def by_language(given: Mapping[Any, V]) -> dict[str, V]:
+    """What a recipe says by language."""
+    return dict(given)
+
+
+class InStep:
+    """Rows of a stream by id, for a caller that asks for them in the stream's own order; one row in memory."""
+
+    def __init__(self, rows: Iterator[Any]) -> None:
+        self._rows = rows
+        self._row: Any = None
+
+    def get(self, row_id: str) -> Any:
+        """The row with this id, which is the last one that was asked for or comes after it."""
+        while self._row is None or self._row.id != row_id:
+            self._row = next(self._rows)
+        return self._row
 
 
 @dataclass
@@ -87,6 +107,10 @@ class Process:
             self._open[name] = (engine, chat)
         return self._open[name]
 
+    def opened(self, name: str) -> Engine | None:
+        """The engine of a model where it is open."""
+        return self._open[name][0] if name in self._open else None
+
     def close(self) -> None:
         """Close the open engine, if any."""
         for engine, _ in self._open.values():
@@ -94,7 +118,7 @@ class Process:
         self._open.clear()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Context:
     """One step at work."""
 
@@ -126,26 +150,91 @@ class Context:
         artifact.check(row_type)
         return read_rows(artifact.folder, row_type)
 
-    def pending(self, step_name: str, row_type: type[R]) -> Iterator[tuple[Shard, list[R]]]:
-        """The shards of work on an input step's rows that are not finished yet, each with its rows."""
-        rows, at = self.stream(step_name, row_type), 0
-        for shard in self.out.pending(self.artifact(step_name).manifest.rows):
+    def pending(self, rows: Iterator[R], count: int) -> Iterator[tuple[Shard, list[R]]]:
+        """The shards of work on `count` rows that are not finished yet, each with its rows."""
+        at = 0
+        for shard in self.out.pending(count):
             part = list(islice(rows, shard.start - at, shard.stop - at))
             at = shard.stop
             yield shard, part
+
+    def generate(
+        self, rows: Iterator[R], count: int, model: str, jobs_of: Callable[[list[R]], Sequence[Asking[Made]]], *, unit: str
+    ) -> Iterator[tuple[Shard, list[R], list[Made]]]:
+        """What became of each row, by shard and in order; the caller writes the shard.
+
+        The queue of the model's engine runs over the shards' ends, so that it stays full; each shard has a journal, which
+        goes when the shard has been written.
+
+        Args:
+            rows, count: the work list, and its length.
+            model: whose engine answers; it is opened at the first question.
+            jobs_of: one job for each row of a shard.
+        """
+        shards: dict[int, tuple[Shard, list[R]]] = {}
+        journals: dict[int, Journal] = {}
+
+        def jobs() -> Iterator[Job[tuple[int, int], Made]]:
+            for shard, part in self.pending(rows, count):
+                shards[shard.index] = shard, part
+                journals[shard.index] = journal = self.out.journal(f"calls-{shard.index:05d}")
+                for place, asking in enumerate(jobs_of(part)):
+                    yield Job(key=(shard.index, place), asking=asking, journal=journal)
+
+        writer = Writer(lambda: self.process.engine(model), run_seed=self.seed)
+        done: dict[int, dict[int, Made]] = {}
+        label = self.step.name.replace(".sample.", " ")
+        unfinished = sum(shard.stop - shard.start for shard in self.out.pending(count))
+        for (index, place), made in writer.run(jobs(), label=label, total=unfinished, unit=unit):
+            done.setdefault(index, {})[place] = made
+            # In order, since what a shard keeps may depend on what those before it kept.
+            while shards and len(done.get(first := min(shards), ())) == len(shards[first][1]):
+                shard, part = shards.pop(first)
+                found = done.pop(first)
+                yield shard, part, [found[k] for k in range(len(part))]
+                journals.pop(first).delete()
+        for index in sorted(shards):  # of no row, such as the one shard of an empty list
+            yield *shards[index], []
+
+    def write_made(
+        self, shard: Shard, part: Sequence[Any], made: Sequence[Made], rows: Sequence[Any], rejects: Sequence[Reject]
+    ) -> None:
+        """Write a shard of `generate`; how much was asked for of each topic is kept for `asked_by_topic`."""
+        asked: Counter[str] = Counter()
+        for source, result in zip(part, made, strict=True):
+            asked[getattr(source, "topic_id", "")] += result.asked
+        write_json(self.out.work / f"asked-{shard.index:05d}.json", asked)
+        self.out.write_shard(shard.index, rows, rejects, asked=asked.total())
+
+    def asked_by_topic(self) -> dict[str, int]:
+        """Rows asked for, by topic of what they were asked of; the report checks it against what came of them."""
+        asked: Counter[str] = Counter()
+        for path in sorted(self.out.work.glob("asked-*.json")):
+            asked.update(json.loads(path.read_text("utf-8")))
+        return dict(sorted(asked.items()))
+
+    def engine_flags(self, model: str) -> dict[str, object]:
+        """What a manifest keeps of an engine, if it was opened."""
+        engine = self.process.opened(model)
+        if engine is None:
+            return {}
+        return {"engine": {"kind": engine.info.kind, "version": engine.info.version, "flags": engine.info.flags}}
 
     def clean(self, rows: Sequence[R], texts_of: Callable[[R], Sequence[str]]) -> tuple[list[R], list[Reject]]:
         """Rows without test items, and rejects for those with them; a certificate is written beside the rows.
 
         Without benchmarks in the recipe all rows are kept.
         """
-        spec = self.recipe.quality.decontaminate
-        if spec is None:
+        kept, rejects = self.clean_shard(0, rows, texts_of)
+        self.certify()
+        return kept, rejects
+
+    def clean_shard(
+        self, index: int, rows: Sequence[R], texts_of: Callable[[R], Sequence[str]]
+    ) -> tuple[list[R], list[Reject]]:
+        """As `clean` for one shard; `certify` writes the certificate of all when the last is done."""
+        if (search := self._search) is None:
             return list(rows), []
-        search = Decontamination(
-            benchmark_files(self.recipe), mode=spec.mode, window=spec.window, samples=spec.samples, columns=spec.columns,
-            seed=self.seed,
-        )  # fmt: skip
         kept: list[R] = []
         rejects: list[Reject] = []
         for row in search.clean(rows, texts_of):
@@ -153,8 +242,29 @@ class Context:
                 rejects.append(row)
             else:
                 kept.append(row)
-        write_json(self.out.folder / CERTIFICATE, search.certificate())
+        write_json(self.out.work / f"searched-{index:05d}.json", search.take_counts())
         return kept, rejects
+
+    def certify(self) -> None:
+        """Write the certificate of all shards, beside the rows."""
+        if self._search is not None:
+            counts = [json.loads(path.read_text("utf-8")) for path in sorted(self.out.work.glob("searched-*.json"))]
+            write_json(self.out.folder / CERTIFICATE, self._search.certificate(counts))
+
+    @cached_property
+    def _search(self) -> Decontamination | None:
+        spec = self.recipe.quality.decontaminate
+        if spec is None:
+            return None
+        return Decontamination(
+            benchmark_files(self.recipe), mode=spec.mode, window=spec.window, samples=spec.samples, columns=spec.columns,
+            seed=self.seed,
+        )  # fmt: skip
+
+    @cached_property
+    def templates(self) -> Prompts:
+        """The prompts of the recipe."""
+        return load_prompts(self.recipe)
 
     def certified(self, step_name: str) -> None:
         """Raises:
@@ -165,10 +275,6 @@ class Context:
                 f"{self.step.name}: {step_name} has no {CERTIFICATE}, and quality.require_certificate asks for one"
             )
 
-    def base(self) -> tuple[Engine, Chat]:
-        """The engine of the base model, which writes the data."""
-        return self.process.engine(BASE_MODEL)
-
     def prompts(self, split: str, limit: int | None) -> list[Instruction]:
         """The instructions of a split, at most `limit`, in order of id (a hash, so a limit is an unbiased choice)."""
         rows = sorted((r for r in self.rows("evolve", Instruction) if r.split == split), key=lambda r: r.id)
@@ -178,15 +284,10 @@ class Context:
             )
         return rows[:limit]
 
+    def write_json(self, name: str, value: object) -> None:
+        """A file beside the step's rows."""
+        write_json(self.out.folder / name, value)
+
     def finish(self, **metrics: object) -> Manifest:
         """Write the manifest."""
         return self.out.finish(metrics)
-
-
-def engine_metrics(engine: Engine | None, rows: Sequence[object] = ()) -> dict[str, object]:
-    """What a manifest keeps of the engine that worked for a step, and the tokens that came out."""
-    if engine is None:
-        return {}
-    info = engine.info
-    tokens = sum(getattr(row, "num_tokens", 0) for row in rows)
-    return {"engine": {"kind": info.kind, "version": info.version, "flags": info.flags}, "completion_tokens": tokens}

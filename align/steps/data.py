@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
+from data_gen.novelty import Novelty
 
-from align.core.artifact import reject_duplicates
-from align.core.rows import Document, Instruction, Knowledge, Reject, Response, SftExample, Topic, to_table
-from align.sample import response_rows
-from align.steps.context import Context, engine_metrics, of_language, sampling
-from align.steps.table import splits
-from data_gen import answers, evolve, instruct, knowledge
+from align.core.artifact import read_rows
+from align.core.errors import UserError
+from align.core.hashing import short_hash
+from align.core.rows import Document, Instruction, Knowledge, Made, Reject, Response, Score, SftExample, Topic, to_table
+from align.engines.complete import Asking, Job, Writer
+from align.recipe.base import BASE_MODEL
+from align.steps.context import Context, InStep, by_language, sampling
+from align.steps.table import model_path, splits
+from data_gen import answers, auto_evolve, dialogue, evolve, instruct, knowledge, tasks
 from data_gen.corpus import Reading, Rules
+from data_gen.coverage import entropy, histogram
+from data_gen.embedding import Embedder
+from data_gen.placement import TopicIndex
 from data_gen.sources import count_records, read_dataset, read_files, renamed
-from data_gen.taxonomy import Taxonomy, TopicIndex, load_taxonomy
+from data_gen.taxonomy import Taxonomy, load_taxonomy
 
 DOCUMENT_SHARD = 4096  # records: some ten megabytes
 
@@ -51,170 +60,299 @@ def _tree(ctx: Context) -> Taxonomy:
     return load_taxonomy(Path(path) if path else None)
 
 
+def _flat(made: Sequence[Made]) -> tuple[list[Any], list[Reject]]:
+    """All rows, and all rejects."""
+    return [row for m in made for row in m.rows], [reject for m in made for reject in m.rejects]
+
+
 def run_taxonomy(ctx: Context) -> None:
     """Documents to knowledge units in their topics; `topics.parquet` beside the rows holds the tree with its counts."""
     spec = ctx.recipe.taxonomy
     tree = _tree(ctx)
-    index = {lang: TopicIndex(tree, lang) for lang in sorted(ctx.artifact("corpus").manifest.metrics["by_language"])}
-    engine = chat = None
-    for shard, part in ctx.pending("corpus", Document):
-        asked = [d for d in part if of_language(spec.extraction, d.lang) == "model"]
-        answered = {}
-        if asked:
-            engine, chat = ctx.base()
-            answered = knowledge.ask_for_facts(
-                engine, chat, asked, count=spec.units_per_document, sampling=sampling(spec.sampling), run_seed=ctx.seed,
-                journal=ctx.out.journal(f"calls-{shard.index:05d}"),
-            )  # fmt: skip
-        rows: list[Knowledge] = []
-        rejects: list[Reject] = []
-        for document in part:
-            kept, dropped = knowledge.knowledge_rows(
-                document, answered.get(document.id), chat, index, count=spec.units_per_document,
-                min_grounding=spec.min_grounding, min_similarity=spec.min_similarity,
-            )  # fmt: skip
-            rows += kept
-            rejects += dropped
-        ctx.out.write_shard(shard.index, rows, rejects, asked=len(part) * spec.units_per_document)
-    units = [k for path in sorted(ctx.out.folder.glob("data/*.parquet")) for k in pq.read_table(path).to_pylist()]
-    counts = Counter(k["topic_id"] for k in units)
+    index = {}
+    for lang in sorted(ctx.artifact("corpus").manifest.metrics["by_language"]):
+        encoder = by_language(spec.embedders).get(lang)
+        index[lang] = TopicIndex(tree, lang, Embedder(model_path(encoder)) if encoder else None)
+    rules = knowledge.UnitRules(
+        count=spec.units_per_document, extraction=by_language(spec.extraction), min_grounding=spec.min_grounding,
+        min_similarity=spec.min_similarity, neighbours=spec.neighbours, placement=spec.placement, shortlist=spec.shortlist,
+        tries=spec.tries, sampling=sampling(spec.sampling),
+    )  # fmt: skip
+
+    def jobs_of(part: list[Document]) -> list[Asking[Made]]:
+        return knowledge.unit_jobs(part, index, ctx.templates, rules)
+
+    count = ctx.artifact("corpus").manifest.rows
+    for shard, part, made in ctx.generate(ctx.stream("corpus", Document), count, BASE_MODEL, jobs_of, unit="documents"):
+        ctx.write_made(shard, part, made, *_flat(made))
+    counts = Counter(unit.topic_id for unit in read_rows(ctx.out.folder, Knowledge))
     pq.write_table(to_table(Topic, tree.topic_rows(counts)), ctx.out.folder / "topics.parquet")
     filled = sum(1 for leaf in tree.leaves if counts[leaf.id])
-    ctx.finish(topics=len(tree.leaves), topics_filled=filled, **engine_metrics(engine))
-
-
-def run_instruct(ctx: Context) -> None:
-    """Knowledge units to generation-0 instructions."""
-    spec = ctx.recipe.instructions
-    topics = {leaf.id: leaf for leaf in _tree(ctx).leaves}
-    shares = splits(ctx.recipe)
-    wanted = [
-        (unit, task_type)
-        for unit in ctx.rows("taxonomy", Knowledge)
-        for task_type in instruct.task_types_of(unit, spec.task_types, of_language(spec.per_unit, unit.lang), ctx.seed)
-    ]
-    engine = chat = None
-    for shard in ctx.out.pending(len(wanted)):
-        numbered = instruct.enumerate_asks(wanted)[shard.start : shard.stop]
-        asked = [wish for _, wish in numbered if of_language(spec.writer, wish[0].lang) == "model"]
-        answered = {}
-        if asked:
-            engine, chat = ctx.base()
-            answered = instruct.ask_for_instructions(
-                engine, chat, [(n, w) for n, w in numbered if of_language(spec.writer, w[0].lang) == "model"],
-                sampling=sampling(spec.sampling), run_seed=ctx.seed, journal=ctx.out.journal(f"calls-{shard.index:05d}"),
-            )  # fmt: skip
-        made = [
-            instruct.instruction_or_reject(
-                unit, task_type, number, answered.get(instruct.ask_id(unit, task_type, number)), chat,
-                topics[unit.topic_id], instruct.split_of(unit.document_id, ctx.seed, shares),
-            )
-            for number, (unit, task_type) in numbered
-        ]  # fmt: skip
-        rows, repeated = reject_duplicates(
-            [row for row in made if isinstance(row, Instruction)], key=_text, raw=_text, reason="duplicate"
-        )
-        rejects = [row for row in made if isinstance(row, Reject)] + repeated
-        ctx.out.write_shard(shard.index, rows, rejects, asked=len(numbered))
-    ctx.finish(**engine_metrics(engine))
-
-
-def _text(row: Instruction) -> str:
-    return row.messages[-1]["content"]
-
-
-def run_evolve(ctx: Context) -> None:
-    """The pool after evolution: every parent, and every child that the eliminator let pass."""
-    spec = ctx.recipe.evolution
-    asked = ctx.artifact("instruct").manifest.rows
-    # A prompt that two documents led to must not stand in two splits.
-    pool, rejects = reject_duplicates(ctx.rows("instruct", Instruction), key=_text, raw=_text, reason="duplicate")
-    texts = {_text(row) for row in pool}
-    engine = None
-    generation = pool
-    for number in range(1, spec.rounds + 1):
-        chosen = evolve.choose(
-            generation, operators=spec.operators, share=spec.share, round_number=number, run_seed=ctx.seed
-        )
-        if chosen := _by_model(ctx, chosen):
-            engine, chat = ctx.base()
-            answered = evolve.ask_for_children(
-                engine, chat, chosen, round_number=number, sampling=sampling(spec.sampling), run_seed=ctx.seed,
-                journal=ctx.out.journal(f"calls-{number}"),
-            )  # fmt: skip
-            children = []
-            for parent, operator in chosen:
-                child = evolve.child_or_reject(parent, operator, answered[parent.id], chat)
-                if isinstance(child, Instruction) and _text(child) in texts:
-                    child = Reject(id=child.id, reason="duplicate", raw=_text(child))
-                if isinstance(child, Reject):
-                    rejects.append(child)
-                else:
-                    texts.add(_text(child))
-                    children.append(child)
-            asked += len(chosen)
-            pool = [*pool, *children]
-            generation = [*generation, *children]
-    pool, contaminated = ctx.clean(pool, texts_of)
-    ctx.out.write_all(pool, rejects + contaminated, asked=asked)
-    by_generation = Counter(row.generation for row in pool)
-    mean = {g: round(sum(r.difficulty for r in pool if r.generation == g) / n, 4) for g, n in sorted(by_generation.items())}
     ctx.finish(
-        by_generation={str(g): n for g, n in sorted(by_generation.items())},
-        mean_difficulty={str(g): value for g, value in mean.items()},
-        by_split=dict(Counter(row.split for row in pool)),
-        **engine_metrics(engine),
+        topics=len(tree.leaves), topics_filled=filled, entropy=entropy(counts.values()), **ctx.engine_flags(BASE_MODEL)
     )
 
 
-def _by_model(ctx: Context, chosen: list[tuple[Instruction, str]]) -> list[tuple[Instruction, str]]:
-    """Only languages that the base model writes are evolved by it."""
-    writer = ctx.recipe.instructions.writer
-    return [(row, operator) for row, operator in chosen if of_language(writer, row.lang) == "model"]
+def run_instruct(ctx: Context) -> None:
+    """Knowledge units to generation-0 instructions, and dialogues that follow them up."""
+    spec, answering = ctx.recipe.instructions, ctx.recipe.answers
+    tree = _tree(ctx)
+    topics = {leaf.id: leaf for leaf in tree.leaves}
+    known = {node for leaf in tree.leaves for node in leaf.path.split("/")}
+    if unknown := [node for node in spec.topic_weights if node not in known]:
+        raise UserError(f"instructions.topic_weights: the taxonomy has no topic, field or domain {unknown[0]}")
+    shares = splits(ctx.recipe)
+    asked = tasks.WishRules(
+        per_unit=by_language(spec.per_unit), task_types=spec.task_types, per_topic=spec.per_topic,
+        max_per_unit=spec.max_per_unit,
+        topic_weights=spec.topic_weights, personas=spec.personas, levels=spec.levels, system_prompts=spec.system_prompts,
+    )  # fmt: skip
+    rules = instruct.WritingRules(writer=by_language(spec.writer), sampling=sampling(spec.sampling))
+    talking = dialogue.DialogueRules(
+        share=spec.multi_turn, grounded=answering.grounded, max_repetition=answering.max_repetition,
+        answer_sampling=sampling(answering.sampling), sampling=sampling(spec.sampling),
+    )  # fmt: skip
+    in_topic = Counter((unit.topic_id, unit.lang) for unit in ctx.stream("taxonomy", Knowledge))
+    documents = InStep(ctx.stream("corpus", Document))
+    people = {str(lang): ctx.templates.lines("personas", lang) for lang in ctx.recipe.corpus.languages}
+    systems = {str(lang): ctx.templates.lines("system-prompts", lang) for lang in ctx.recipe.corpus.languages}
+
+    def job(unit: Knowledge) -> Asking[Made]:
+        topic, lang = topics[unit.topic_id], unit.lang
+        passage = instruct.passage_around(documents.get(unit.document_id).text, unit, spec.passage_chars)
+        split = instruct.split_of(unit.document_id, ctx.seed, shares)
+        subject = instruct.Subject(unit=unit, topic=topic, passage=passage, split=split)
+        number = tasks.number_of_wishes(unit, topic.path, in_topic[unit.topic_id, lang], asked, ctx.seed)
+        wanted = list(tasks.wishes(unit, number, asked, people[lang], systems[lang], ctx.seed))
+        return _unit_instructions(ctx, subject, wanted, rules, talking)
+
+    def jobs_of(part: list[Knowledge]) -> list[Asking[Made]]:
+        return [job(unit) for unit in part]
+
+    seen = _Seen(ctx, spec.novelty)
+    count = ctx.artifact("taxonomy").manifest.rows
+    for shard, part, made in ctx.generate(ctx.stream("taxonomy", Knowledge), count, BASE_MODEL, jobs_of, unit="units"):
+        rows, rejects = _flat(made)
+        rows, repeated = seen.new(rows)
+        ctx.write_made(shard, part, made, rows, rejects + repeated)
+    ctx.finish(asked_by_topic=ctx.asked_by_topic(), **_counts(ctx), **ctx.engine_flags(BASE_MODEL))
+
+
+def _unit_instructions(
+    ctx: Context, subject: instruct.Subject, wanted: list[tasks.Wish], rules: instruct.WritingRules,
+    talking: dialogue.DialogueRules,
+) -> Asking[Made]:  # fmt: skip
+    first = yield from instruct.instruction_job(subject, wanted, ctx.templates, rules, ctx.seed)
+    if rules.writer[subject.unit.lang] != "model":
+        return first
+    then = yield from dialogue.follow_ups(first.rows, subject.unit.statement, ctx.templates, talking, ctx.seed)
+    return Made(rows=[*first.rows, *then.rows], rejects=[*first.rejects, *then.rejects], asked=first.asked + then.asked)
+
+
+class _Seen:
+    """What was asked before: an instruction is new if its text is, and if its wording is not nearly that of another.
+
+    What was kept by shards of an earlier run is read back from them.
+    """
+
+    def __init__(self, ctx: Context, novelty: float | None) -> None:
+        self._texts: set[int] = set()
+        self._wordings = Novelty(novelty) if novelty else None
+        for row in read_rows(ctx.out.folder, Instruction):
+            self._keep(row)
+
+    def _compared(self, row: Instruction) -> bool:
+        """Templates are alike on purpose; a follow-up is short, and its meaning is in the turns before it."""
+        return self._wordings is not None and row.operator not in ("template", "follow_up")
+
+    def _keep(self, row: Instruction) -> None:
+        self._texts.add(short_hash(instruct.asked_text(row)))
+        if self._wordings is not None and self._compared(row):
+            self._wordings.add(instruct.asked_text(row), row.lang)
+
+    def new(self, rows: Sequence[Instruction], *, compare: bool = True) -> tuple[list[Instruction], list[Reject]]:
+        kept: list[Instruction] = []
+        rejects: list[Reject] = []
+        gone: set[str] = set()
+        for row in rows:
+            text = instruct.asked_text(row)
+            reason, raw = "", text
+            if row.parent_id in gone:
+                reason = "parent_rejected"
+            elif short_hash(text) in self._texts:
+                reason = "duplicate"
+            elif compare and self._wordings is not None and self._compared(row):
+                like, value = self._wordings.nearest(text, row.lang)
+                if like:
+                    reason, raw = "not_novel", f"{text} ~ {like} ({value:.2f})"
+            if reason:
+                gone.add(row.id)
+                rejects.append(Reject(id=row.id, reason=reason, raw=raw, topic_id=row.topic_id))
+            else:
+                self._keep(row)
+                kept.append(row)
+        return kept, rejects
+
+
+def run_evolve(ctx: Context) -> None:
+    """The pool after evolution: every parent, and every child that the eliminators let pass."""
+    spec = ctx.recipe.evolution
+    writer = by_language(ctx.recipe.instructions.writer)
+    rules = evolve.EvolutionRules(
+        rounds=spec.rounds, operators=spec.operators, share=spec.share, judge=spec.judge, tries=spec.tries,
+        sampling=sampling(spec.sampling), methods=_methods(ctx),
+    )  # fmt: skip
+    units = InStep(ctx.stream("taxonomy", Knowledge))
+
+    def jobs_of(part: list[Instruction]) -> list[Asking[Made]]:
+        return [
+            evolve.evolution_job(row, units.get(row.knowledge_id).statement, ctx.templates, rules, ctx.seed)
+            # Only languages that the base model writes are evolved by it.
+            if writer[row.lang] == "model"
+            else _as_it_is(row)
+            for row in part
+        ]
+
+    seen = _Seen(ctx, None)
+    count = ctx.artifact("instruct").manifest.rows
+    rows = ctx.stream("instruct", Instruction)
+    for shard, part, made in ctx.generate(rows, count, BASE_MODEL, jobs_of, unit="instructions"):
+        pool, rejects = _flat(made)
+        pool, repeated = seen.new(pool)
+        pool, contaminated = ctx.clean_shard(shard.index, pool, texts_of)
+        ctx.write_made(shard, part, made, pool, rejects + repeated + contaminated)
+    ctx.certify()
+    ctx.finish(asked_by_topic=ctx.asked_by_topic(), **_counts(ctx), **ctx.engine_flags(BASE_MODEL))
+
+
+def _as_it_is(row: Instruction) -> Asking[Made]:
+    yield from ()
+    return Made(rows=[row], asked=1)
+
+
+def _methods(ctx: Context) -> dict[str, str]:
+    """The evolving method of the operator auto by language: the shipped one, or the best of those tried."""
+    spec = ctx.recipe.evolution
+    languages = [lang for lang in ctx.recipe.corpus.languages if ctx.recipe.instructions.writer[lang] == "model"]
+    if evolve.AUTO not in spec.operators:
+        return {}
+    if spec.auto is None:
+        return {lang: ctx.templates.render("auto-method", lang)[-1]["content"] for lang in languages}
+    jobs = []
+    journal = ctx.out.journal("auto")
+    for lang in languages:
+        dev = _dev_set(ctx, lang, spec.auto.dev)
+        if not dev:
+            raise UserError(f"evolution.auto: no instruction in {lang} to try methods on")
+        asking = auto_evolve.optimised(
+            dev, ctx.templates, rounds=spec.auto.rounds, candidates=spec.auto.candidates, sampling=sampling(spec.sampling),
+            optimiser_sampling=sampling(spec.sampling.model_copy(update={"max_tokens": spec.auto.max_tokens})),
+        )  # fmt: skip
+        jobs.append(Job(key=lang, asking=asking, journal=journal))
+    engine = Writer(lambda: ctx.process.engine(BASE_MODEL), run_seed=ctx.seed)
+    found = dict(engine.run(jobs, label="evolving methods", total=len(jobs), unit="languages"))
+    for lang, methods in found.items():
+        ctx.write_json(f"method-{lang}.json", auto_evolve.report(methods))
+    return {lang: methods[0].text for lang, methods in found.items()}
+
+
+def _dev_set(ctx: Context, lang: str, size: int) -> list[tuple[Instruction, str]]:
+    """The instructions with the lowest ids (hashes, so an unbiased choice), each with the statement of its unit."""
+    operators = (evolve.AUTO,)
+    rows = [r for r in ctx.stream("instruct", Instruction) if r.lang == lang and evolve.operators_for(r, operators)]
+    chosen = {row.id for row in sorted(rows, key=lambda r: r.id)[:size]}
+    units = InStep(ctx.stream("taxonomy", Knowledge))
+    return [(row, units.get(row.knowledge_id).statement) for row in rows if row.id in chosen]
+
+
+def _counts(ctx: Context) -> dict[str, object]:
+    """What the manifest says of instructions: how many of what, and how hard they are by generation."""
+    by: dict[str, Counter[str]] = {"task_type": Counter(), "operator": Counter(), "lang": Counter(), "split": Counter()}
+    marks: dict[int, dict[str, list[float]]] = {}
+    turns: Counter[str] = Counter()
+    system = personas = 0
+    for row in read_rows(ctx.out.folder, Instruction):
+        for name, counter in by.items():
+            counter[getattr(row, name)] += 1
+        turns[str(sum(message["role"] == "user" for message in row.messages))] += 1
+        system += row.messages[0]["role"] == "system"
+        personas += bool(row.persona)
+        of = marks.setdefault(row.generation, {"difficulty": [], "judged_difficulty": [], "judged_quality": []})
+        of["difficulty"].append(row.difficulty)
+        if row.judged_difficulty:
+            of["judged_difficulty"].append(row.judged_difficulty)
+            of["judged_quality"].append(row.judged_quality)
+    generations = {
+        str(generation): {"count": len(of["difficulty"]), **{name: histogram(name, values) for name, values in of.items()}}
+        for generation, of in sorted(marks.items())
+    }
+    return {
+        **{f"by_{name}": dict(sorted(counter.items())) for name, counter in by.items()},
+        "by_turns": dict(sorted(turns.items())), "with_system_prompt": system, "with_persona": personas,
+        "generations": generations,
+    }  # fmt: skip
 
 
 def run_respond(ctx: Context) -> None:
     """Answers to the SFT split."""
     spec = ctx.recipe.answers
     instructions = ctx.prompts("sft", None)
-    units = {k.id: k for k in ctx.rows("taxonomy", Knowledge)}
-    needed = {units[i.knowledge_id].document_id for i in instructions}
-    documents = {d.id: d.text for d in ctx.stream("corpus", Document) if d.id in needed}
-    facts = {k.id: k.statement for k in units.values()} if spec.grounded else None
-    engine = None
-    for shard in ctx.out.pending(len(instructions)):
-        part = instructions[shard.start : shard.stop]
-        asked = [i for i in part if of_language(spec.writer, i.lang) == "model"]
-        rows: list[Response] = []
-        rejects: list[Reject] = []
-        if asked:
-            engine, chat = ctx.base()
-            answered = answers.ask_for_answers(
-                engine, chat, asked, facts, candidates=spec.candidates, sampling=sampling(spec.sampling),
-                run_seed=ctx.seed, journal=ctx.out.journal(f"calls-{shard.index:05d}"),
-            )  # fmt: skip
-            for instruction in asked:
-                kept, dropped = response_rows(instruction.id, "base", answered[instruction.id], chat, spec.candidates)
-                rows += kept
-                rejects += dropped
-        taken = [i for i in part if of_language(spec.writer, i.lang) == "document"]
-        for instruction in taken:
-            unit = units[instruction.knowledge_id]
-            passage = answers.passage_from(documents[unit.document_id], unit.statement, spec.passage_chars)
-            rows.append(answers.document_response(instruction, passage))
-        ctx.out.write_shard(shard.index, rows, rejects, asked=len(asked) * spec.candidates + len(taken))
-    ctx.finish(**engine_metrics(engine))
+    needed = {i.knowledge_id for i in instructions}
+    units = {k.id: k for k in ctx.stream("taxonomy", Knowledge) if k.id in needed}
+    of_document = {unit.document_id for unit in units.values()}
+    documents = {d.id: d.text for d in ctx.stream("corpus", Document) if d.id in of_document}
+    rules = answers.AnswerRules(
+        writer=by_language(spec.writer), grounded=spec.grounded, candidates=spec.candidates, sampling=sampling(spec.sampling)
+    )
+
+    def job(instruction: Instruction) -> Asking[Made]:
+        unit = units[instruction.knowledge_id]
+        passage = instruct.passage_around(documents[unit.document_id], unit, spec.passage_chars)
+        source = answers.Source(fact=unit.statement, passage=passage)
+        return answers.answer_job(instruction, source, ctx.templates, rules)
+
+    def jobs_of(part: list[Instruction]) -> list[Asking[Made]]:
+        return [job(instruction) for instruction in part]
+
+    rows: Iterator[Instruction] = iter(instructions)
+    for shard, part, made in ctx.generate(rows, len(instructions), BASE_MODEL, jobs_of, unit="prompts"):
+        ctx.write_made(shard, part, made, *_flat(made))
+    ctx.finish(**ctx.engine_flags(BASE_MODEL))
+
+
+def run_judge_answers(ctx: Context) -> None:
+    """A judge's mark for each candidate answer."""
+    spec = ctx.recipe.answers
+    instructions = {i.id: i for i in ctx.prompts("sft", None)}
+
+    def jobs_of(part: list[Response]) -> list[Asking[Made]]:
+        return [answers.score_job(instructions[r.prompt_id], r, ctx.templates, evolve.JUDGE_SAMPLING, 1) for r in part]
+
+    count = ctx.artifact("respond").manifest.rows
+    for shard, part, made in ctx.generate(ctx.stream("respond", Response), count, BASE_MODEL, jobs_of, unit="answers"):
+        ctx.write_made(shard, part, made, *_flat(made))
+    ctx.finish(best_by=spec.best_by, **ctx.engine_flags(BASE_MODEL))
 
 
 def run_sft_data(ctx: Context) -> None:
     """Answers that pass become the SFT set; each instruction of the split ends as a row or a reject."""
+    spec = ctx.recipe.answers
+    scores = None
+    if spec.best_by != "first":
+        scores = {score.response_id: score.score for score in ctx.rows("respond.score", Score)}
+    prompts = ctx.prompts("sft", None)
     rows, rejects = answers.sft_set(
-        ctx.prompts("sft", None), ctx.rows("respond", Response), max_repetition=ctx.recipe.answers.max_repetition
+        prompts, ctx.rows("respond", Response), max_repetition=spec.max_repetition, scores=scores
     )
     rows, contaminated = ctx.clean(rows, texts_of)
     rejects += contaminated
-    ctx.out.write_all(rows, rejects, asked=len(rows) + len(rejects))
-    ctx.finish(by_language=dict(Counter(row.lang for row in rows)), by_license=dict(Counter(row.license for row in rows)))
+    asked = Counter(prompt.topic_id for prompt in prompts)
+    ctx.out.write_all(rows, rejects, asked=len(prompts))
+    ctx.finish(
+        asked_by_topic=dict(sorted(asked.items())),
+        by_language=dict(Counter(row.lang for row in rows)),
+        by_license=dict(Counter(row.license for row in rows)),
+    )
 
 
 def texts_of(row: Instruction | SftExample) -> list[str]:

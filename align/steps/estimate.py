@@ -22,6 +22,7 @@ from align.recipe.training import TrainSpec
 from align.steps.table import Planned, engine_kind, missing_builtins, model_path, splits
 from align.train.memory import ModelShape, training_memory
 from data_gen.sources import count_records
+from data_gen.taxonomy import load_taxonomy
 
 # Parameters x tokens per second on two cores, by kind of work.
 RATES = {"engine": 300 * 135e6, "train": 250 * 135e6, "score": 1000 * 135e6}
@@ -29,6 +30,7 @@ PROCESS_SECONDS = {"engine": 20.0, "train": 10.0, "score": 10.0}
 UNKNOWN_DOCUMENTS = 10_000  # of compressed files and streamed datasets, which nobody counts beforehand
 PROMPT_TOKENS = 60  # of an instruction with its template
 KEPT = {"taxonomy": 0.75, "instruct": 0.6, "evolve": 0.5, "sft.data": 0.8, "pair": 0.4}  # measured on the quickstart
+JUDGE_TOKENS = 20  # of two marks in JSON
 ANSWER_SHARE = 0.7  # of max_tokens that an answer uses
 ENGINE_CACHE_GIB = 2.0
 REWARD_ACTIVATIONS_GIB = 1.5  # of a batch of 8 pairs of 300 tokens, and the runtime
@@ -73,10 +75,22 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
     known = None if recipe.corpus.datasets else count_records(corpus.files)
     documents = min(UNKNOWN_DOCUMENTS if known is None else known, recipe.corpus.limit or 10**12)
     units = documents * recipe.taxonomy.units_per_document
-    instructions = units * KEPT["taxonomy"] * sum(recipe.instructions.per_unit.values()) / len(recipe.instructions.per_unit)
+    spec = recipe.instructions
+    instructions = units * KEPT["taxonomy"] * sum(spec.per_unit.values()) / len(spec.per_unit)
+    if spec.per_topic:
+        leaves = len(load_taxonomy(Path(recipe.taxonomy.path) if recipe.taxonomy.path else None).leaves)
+        quota = spec.per_topic * leaves * len(recipe.corpus.languages)
+        instructions = min(quota, units * KEPT["taxonomy"] * spec.max_per_unit)
+    follow_ups = instructions * KEPT["instruct"] * spec.multi_turn
+    instructions += follow_ups
+    judged = (
+        instructions * KEPT["instruct"] * (1 + recipe.evolution.share * recipe.evolution.rounds) * recipe.evolution.judge
+    )
     pool = instructions * KEPT["instruct"] * (1 + recipe.evolution.share * KEPT["evolve"]) ** recipe.evolution.rounds
     share = splits(recipe)
     sft = pool * share["sft"] * KEPT["sft.data"]
+
+    candidates = pool * share["sft"] * recipe.answers.candidates
 
     def generate(rows: float, prompt: float, answer: float) -> Estimate:
         tokens = rows * (prompt + answer)
@@ -94,9 +108,18 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
     result = {
         "corpus": Estimate(documents),
         "taxonomy": generate(units, 150, recipe.taxonomy.sampling.max_tokens / recipe.taxonomy.units_per_document),
-        "instruct": generate(instructions, 110, recipe.instructions.sampling.max_tokens / 2),
-        "evolve": generate(pool, 60, recipe.evolution.sampling.max_tokens / 2 * recipe.evolution.share),
-        "respond": generate(pool * share["sft"], PROMPT_TOKENS + 30, recipe.answers.sampling.max_tokens),
+        "instruct": generate(
+            instructions,
+            110,
+            spec.sampling.max_tokens / 2 + follow_ups / max(instructions, 1) * recipe.answers.sampling.max_tokens,
+        ),
+        "evolve": generate(
+            pool,
+            60,
+            recipe.evolution.sampling.max_tokens / 2 * recipe.evolution.share + judged / max(pool, 1) * JUDGE_TOKENS,
+        ),
+        "respond": generate(candidates, PROMPT_TOKENS + 30, recipe.answers.sampling.max_tokens),
+        "respond.score": generate(candidates, PROMPT_TOKENS + recipe.answers.sampling.max_tokens, JUDGE_TOKENS),
         "sft.data": Estimate(sft),
         "sft": train(sft, sft * 140, recipe.sft, PROMPT_TOKENS / 140),
         "reward.data": Estimate(sft * recipe.reward_data.per_example),
@@ -104,11 +127,11 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
     }
     score_params = {}
     for role in ("selector", "validator"):
-        spec = getattr(recipe.reward_models, role)
-        score_params[role] = parameter_count(model_path(spec.train.backbone) if spec.train else Path(spec.path))
-        if spec.train:
+        model = getattr(recipe.reward_models, role)
+        score_params[role] = parameter_count(model_path(model.train.backbone) if model.train else Path(model.path))
+        if model.train:
             pairs = sft * recipe.reward_data.per_example
-            tokens = pairs * 280 * spec.train.epochs
+            tokens = pairs * 280 * model.train.epochs
             memory = score_params[role] * 16 / 2**30 + REWARD_ACTIVATIONS_GIB
             result[f"reward.{role}"] = Estimate(pairs, tokens, memory, seconds_of(tokens, score_params[role]))
     for k, stage in enumerate(recipe.stages, 1):

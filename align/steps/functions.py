@@ -17,6 +17,7 @@ def work_of(step_name: str) -> Callable[[Context], None]:
         "instruct": data.run_instruct,
         "evolve": data.run_evolve,
         "respond": data.run_respond,
+        "respond.score": reward.run_score_answers,
         "sft.data": data.run_sft_data,
         "sft": training.run_sft,
         "reward.data": reward.run_reward_data,

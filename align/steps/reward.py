@@ -12,6 +12,7 @@ from align.core.hashing import content_id
 from align.core.progress import Progress
 from align.core.rows import (
     Instruction,
+    Made,
     Preference,
     Reject,
     Response,
@@ -20,25 +21,27 @@ from align.core.rows import (
     SftExample,
     TrainedExample,
 )
-from align.steps.context import Context, engine_metrics, sampling
+from align.engines.complete import Asking
+from align.engines.sample import sample_responses
+from align.steps.context import Context, sampling
+from align.steps.data import run_judge_answers
 from align.steps.table import REWARD_ROLES, model_path
 
 
 def run_sample(ctx: Context) -> None:
     """N responses per prompt from one model, for a stage or for the evaluation."""
-    from align.sample import sample_responses
-
     spec = ctx.recipe.stages[ctx.step.stage - 1].sample if ctx.step.stage else ctx.recipe.evaluation
     model = ctx.step.config["model"]
     prompts = ctx.prompts(ctx.step.config["split"], spec.max_prompts)
-    engine, chat = ctx.process.engine(model)
-    for shard in ctx.out.pending(len(prompts)):
-        rows, rejects = sample_responses(
-            engine, chat, prompts[shard.start : shard.stop], model=model, n=spec.n, sampling=sampling(spec),
-            run_seed=ctx.seed, purpose=ctx.step.name.rsplit(".", 1)[0],
-            journal=ctx.out.journal(f"calls-{shard.index:05d}"),
-        )  # fmt: skip
-        ctx.out.write_shard(shard.index, rows, rejects, asked=(shard.stop - shard.start) * spec.n)
+    purpose = ctx.step.name.rsplit(".", 1)[0]
+
+    def jobs_of(part: list[Instruction]) -> list[Asking[Made]]:
+        drawn = sampling(spec)
+        return [sample_responses(prompt, model=model, n=spec.n, sampling=drawn, purpose=purpose) for prompt in part]
+
+    for shard, part, made in ctx.generate(iter(prompts), len(prompts), model, jobs_of, unit="prompts"):
+        rows, rejects = [row for m in made for row in m.rows], [reject for m in made for reject in m.rejects]
+        ctx.write_made(shard, part, made, rows, rejects)
     # Read back, so that the numbers are of the whole step also after a resume.
     produced = list(read_rows(ctx.out.folder, Response))
     finished = sum(r.finish_reason == "stop" for r in produced)
@@ -47,7 +50,8 @@ def run_sample(ctx: Context) -> None:
         prompts=len(prompts),
         finished_share=round(finished / max(1, len(produced)), 4),
         distinct_share=round(distinct / max(1, len(produced)), 4),
-        **engine_metrics(engine, produced),
+        completion_tokens=sum(r.num_tokens for r in produced),
+        **ctx.engine_flags(model),
     )
 
 
@@ -100,13 +104,26 @@ def reward_folder(ctx: Context, role: str) -> Path:
 
 def run_score(ctx: Context) -> None:
     """One reward model's score for every response of a stage or of the evaluation."""
-    from reward.model import RewardModel
-
     role = ctx.step.name.rsplit(".", 1)[1]
     spec = getattr(ctx.recipe.reward_models, role)
+    _score(ctx, sampled(ctx), role, reward_folder(ctx, role), spec.precision, spec.max_length)
+
+
+def run_score_answers(ctx: Context) -> None:
+    """A score for every candidate answer of the SFT split: a judge's marks, or a reward model's."""
+    if ctx.recipe.answers.best_by == "judge":
+        run_judge_answers(ctx)
+        return
+    selector = ctx.recipe.reward_models.selector
+    folder = Path(str(ctx.recipe.answers.reward_model))
+    _score(ctx, ctx.rows("respond", Response), "answers", folder, selector.precision, selector.max_length)
+
+
+def _score(ctx: Context, responses: Sequence[Response], role: str, folder: Path, precision: str, max_length: int) -> None:
+    from reward.model import RewardModel
+
     prompts = {p.id: p for p in ctx.rows("evolve", Instruction)}
-    responses = sampled(ctx)
-    model = RewardModel.load(reward_folder(ctx, role), precision=spec.precision, max_length=spec.max_length)
+    model = RewardModel.load(folder, precision=precision, max_length=max_length)
     scores = model.score_all(
         [(r.id, prompts[r.prompt_id].messages, r.text) for r in responses],
         journal=ctx.out.journal("scores"),
@@ -120,7 +137,7 @@ def run_score(ctx: Context) -> None:
     if len(rows) > 1 and len({row.score for row in rows}) == 1:
         raise UserError(
             f"{ctx.step.name}: the {role} gives all {len(rows)} responses the score {rows[0].score:g}; "
-            f"it cannot rank them. Check reward_models.{role} (its head, its chat template) or train it longer"
+            f"it cannot rank them. Check its head and its chat template, or train it longer"
         )
     ctx.out.write_all(rows, [], asked=len(rows))
     ctx.finish()
@@ -155,7 +172,8 @@ def run_pair(ctx: Context) -> None:
             f"(stages.{ctx.step.stage - 1}.sample.n), lower pair.threshold, or raise max_tokens if answers are unfinished; "
             f"the rejects are in {ctx.out.folder}/rejects"
         )
-    ctx.finish(**pair_metrics(rows, rejects))
+    asked = Counter(prompt.topic_id for prompt in prompts)
+    ctx.finish(asked_by_topic=dict(sorted(asked.items())), **pair_metrics(rows, rejects))
 
 
 def pair_metrics(rows: Sequence[Preference], rejects: Sequence[Reject]) -> dict[str, object]:

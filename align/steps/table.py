@@ -28,9 +28,10 @@ from align.core.rows import (
 )
 from align.recipe.base import BASE_MODEL, SFT_MODEL, ModelSpec
 from align.recipe.schema import Recipe, RewardModelSpec, StageSpec
+from data_gen.prompts import Prompts
 
 # Raised when the meaning of rows or of a step's work changes: everything is made anew.
-CODE_SCHEMA = 2
+CODE_SCHEMA = 3
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 REWARD_ROLES = ("selector", "validator")
 
@@ -71,9 +72,14 @@ def model_path(spec: ModelSpec) -> Path:
     return builtin_folder(spec.builtin) if spec.builtin else Path(str(spec.path))
 
 
+def load_prompts(recipe: Recipe) -> Prompts:
+    """The prompts of a recipe: the shipped ones, with the user's in their place."""
+    return Prompts(Path(recipe.prompts.folder) if recipe.prompts.folder else None)
+
+
 def missing_builtins(recipe: Recipe) -> list[str]:
     """Built-in models that the recipe uses and that are not built yet."""
-    specs = list(recipe.models.values())
+    specs = [*recipe.models.values(), *recipe.taxonomy.embedders.values()]
     for role in REWARD_ROLES:
         train = getattr(recipe.reward_models, role).train
         if train:
@@ -116,12 +122,11 @@ def build_steps(recipe: Recipe) -> list[Step]:
 
 
 def _data_steps(recipe: Recipe) -> Iterator[Step]:
-    from data_gen.prompts import templates_fingerprint
     from data_gen.taxonomy import shipped_taxonomy
 
     base = (model_path(recipe.models[BASE_MODEL]),)
     process = f"engine:{BASE_MODEL}"
-    written = {"seed": recipe.seed, "engine": _engine_config(recipe), "templates": templates_fingerprint()}
+    written = {"seed": recipe.seed, "engine": _engine_config(recipe), "templates": load_prompts(recipe).fingerprint()}
     corpus_files = tuple(expand_paths(recipe.corpus.paths, "corpus.paths"))
     gates = {"filters": recipe.quality.filters, "near_duplicates": recipe.quality.near_duplicates}
     yield Step(
@@ -129,29 +134,45 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
         config={**_dump(recipe.corpus, "paths"), **gates, "seed": recipe.seed},
         about="read, check, mask and de-duplicate documents",
     )  # fmt: skip
+    # A dialogue's first answers are written before its follow-ups.
+    talks = recipe.instructions.multi_turn > 0 and "model" in recipe.instructions.writer.values()
+    first_answers = _dump(recipe.answers, "best_by", "reward_model", "candidates", "passage_chars") if talks else {}
     tree = (Path(recipe.taxonomy.path) if recipe.taxonomy.path else shipped_taxonomy(),)
     yield Step(
-        name="taxonomy", verb="taxonomy", folder="taxonomy", row_type=Knowledge, inputs=("corpus",), models=base,
-        config={**_dump(recipe.taxonomy, "path"), **written}, files=tree, process=process,
+        name="taxonomy", verb="taxonomy", folder="taxonomy", row_type=Knowledge, inputs=("corpus",),
+        models=(*base, *(model_path(spec) for spec in recipe.taxonomy.embedders.values())),
+        config={**_dump(recipe.taxonomy, "path", "embedders"), **written}, files=tree, process=process,
         about="take knowledge units from documents and place them in the taxonomy",
     )  # fmt: skip
     yield Step(
-        name="instruct", verb="instruct", folder="instruct", row_type=Instruction, inputs=("taxonomy",), models=base,
-        config={**_dump(recipe.instructions), **written, "splits": splits(recipe)}, files=tree, process=process,
+        name="instruct", verb="instruct", folder="instruct", row_type=Instruction, inputs=("corpus", "taxonomy"),
+        config={**_dump(recipe.instructions), **written, "splits": splits(recipe), "answers": first_answers},
+        models=base, files=tree, process=process,
         about="turn knowledge units into instructions",
     )  # fmt: skip
     yield Step(
-        name="evolve", verb="evolve", folder="evolve", row_type=Instruction, inputs=("instruct",), models=base,
-        config={**_dump(recipe.evolution), **written, **_search(recipe)}, files=benchmark_files(recipe), process=process,
+        name="evolve", verb="evolve", folder="evolve", row_type=Instruction, inputs=("taxonomy", "instruct"),
+        config={**_dump(recipe.evolution), **written, **_search(recipe), "writer": _dump(recipe.instructions)["writer"]},
+        models=base, files=benchmark_files(recipe), process=process,
         about="evolve instructions, eliminate bad ones",
     )  # fmt: skip
     yield Step(
         name="respond", verb="respond", folder="respond", row_type=Response, models=base, process=process,
-        inputs=("corpus", "taxonomy", "evolve"), config={**_dump(recipe.answers, "max_repetition"), **written},
+        inputs=("corpus", "taxonomy", "evolve"),
+        config={**_dump(recipe.answers, "max_repetition", "best_by", "reward_model"), **written},
         about="answer the instructions of the SFT split",
     )  # fmt: skip
+    best = recipe.answers.best_by
+    if best != "first":
+        judge = base if best == "judge" else (Path(str(recipe.answers.reward_model)),)
+        yield Step(
+            name="respond.score", verb="respond", folder="respond_score", row_type=Score, models=judge,
+            inputs=("evolve", "respond"), config={"best_by": best, **(written if best == "judge" else {})},
+            process=process if best == "judge" else "judge", about="score the candidates of each answer",
+        )  # fmt: skip
     yield Step(
-        name="sft.data", verb="respond", folder="sft/data", row_type=SftExample, inputs=("evolve", "respond"),
+        name="sft.data", verb="respond", folder="sft/data", row_type=SftExample,
+        inputs=("evolve", "respond", *(("respond.score",) if best != "first" else ())),
         config={"max_repetition": recipe.answers.max_repetition, **_search(recipe)}, files=benchmark_files(recipe),
         about="check answers and write the SFT set",
     )  # fmt: skip
@@ -288,8 +309,9 @@ def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
         config={"seed": recipe.seed, "baseline": spec.baseline, "precision": spec.precision, "models": list(spec.models)},
         about="win rates, lengths, repetition, language match, KL",
     )  # fmt: skip
+    scored = recipe.answers.best_by != "first"
     everything = [
-        "corpus", "taxonomy", "instruct", "evolve", "respond", "sft.data", "sft",
+        "corpus", "taxonomy", "instruct", "evolve", "respond", *(["respond.score"] if scored else []), "sft.data", "sft",
         *(["reward.data"] if any(getattr(recipe.reward_models, r).train for r in REWARD_ROLES) else []),
         *(f"reward.{r}" for r in REWARD_ROLES if getattr(recipe.reward_models, r).train),
     ]  # fmt: skip

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from align.core.artifact import Artifact
-from align.core.rows import Preference, Response, Score, SftExample
+from align.core.rows import Instruction, Preference, Response, Score, SftExample
 from tests.regression.compare import ENVIRONMENT, ROOT
 
 PROXY = ROOT / "recipes/proxy.yaml"
@@ -42,6 +43,23 @@ def test_every_step_adds_up_and_files_are_what_the_manifest_says(proxy_run: Path
     for path in proxy_run.rglob("manifest.json"):
         assert Artifact(path.parent).verify() == []
         assert not (path.parent / "_work").exists()
+
+
+def test_every_topic_adds_up_and_the_report_says_so(proxy_run: Path) -> None:
+    found = manifests(proxy_run)
+    told = json.loads((proxy_run / "report/coverage.json").read_text())
+    assert told["not_counted"] == []
+    for step, folder, row_type in (
+        ("instruct", "instruct", Instruction), ("evolve", "evolve", Instruction), ("sft.data", "sft/data", SftExample),
+        ("stage1.pair", "stage1/pair", Preference), ("stage2.pair", "stage2/pair", Preference),
+    ):  # fmt: skip
+        artifact = Artifact(proxy_run / folder)
+        kept = Counter(row.topic_id for row in artifact.rows(row_type))
+        rejected = Counter(reject.topic_id for reject in artifact.rejects())
+        assert dict(kept + rejected) == found[step]["metrics"]["asked_by_topic"], step  # type: ignore[index]
+        by_topic = {t["id"]: t["steps"][step] for t in told["topics"]}
+        assert {topic: of["kept"] for topic, of in by_topic.items() if of["kept"]} == kept, step
+        assert {topic: of["asked"] for topic, of in by_topic.items() if of["asked"]} == kept + rejected, step
 
 
 def test_data_is_certified_and_licences_travel(proxy_run: Path) -> None:

@@ -262,7 +262,7 @@ def test_every_row_type_survives_parquet(row_type: type, tmp_path: Path) -> None
 
 
 def test_a_missing_column_is_named_with_what_is_there() -> None:
-    with pytest.raises(UserError, match="rows: row 1 lacks column reason, raw; it has id, other"):
+    with pytest.raises(UserError, match="rows: row 1 lacks column reason, raw, topic_id; it has id, other"):
         from_records(Reject, [{"id": "a", "other": 1}], "rows")
 
 

@@ -98,7 +98,8 @@ def test_a_recipe_without_reward_training_has_no_such_step(project: Path, capsys
 def test_missing_inputs_name_their_command(
     project: Path, capsys: pytest.CaptureFixture[str], tiny_llama: Path, tiny_bert: Path
 ) -> None:
-    assert error(capsys, "instruct") == "instruct needs taxonomy first: run `align taxonomy` (or `align run` for everything)"
+    first = "instruct needs corpus, taxonomy first: run `align taxonomy` (or `align run` for everything)"
+    assert error(capsys, "instruct") == first
     assert "needs evolve, sft first: run `align evolve` and `align sft` " in error(capsys, "sample", "--stage", "1")
     assert "`align sample --stage 2`" in error(capsys, "score", "--stage", "2")
     assert "`align respond`" in error(capsys, "sft")

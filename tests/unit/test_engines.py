@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ import torch
 
 from align.core.chat import Chat, ChatError
 from align.core.errors import StepError, UserError
+from align.core.hashing import derive_seed
 from align.core.journal import Journal
-from align.engines.complete import Ask, complete
+from align.engines.complete import Ask, Asking, Job, Reply, Unusable, Writer, ask_parsed, complete
 from align.engines.open import open_engine
 from align.engines.openai_engine import OpenAIEngine
 from align.engines.protocol import Answered, Completion, EngineInfo, Request, Sampling
 from align.engines.replay import ReplayEngine
 from align.engines.transformers_engine import TransformersEngine, choose
+from tests.jobs import failed, run_job, said
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>{% endfor %}"
@@ -225,29 +229,33 @@ class Scripted:
         self._fail = fail
         self._die_after = die_after
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Answered]:
-        for count, asked in enumerate(reversed(requests)):
-            if count == self._die_after:
-                raise KeyboardInterrupt
-            self.asked.append(asked.id)
-            if asked.id in self._fail:
-                yield Answered(request_id=asked.id, completions=(), error=self._fault)
-            else:
-                drawn = tuple(Completion(token_ids=(asked.seed, i), finish_reason="stop") for i in range(asked.n))
-                yield Answered(request_id=asked.id, completions=drawn)
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
+        stream = iter(requests)
+        while batch := list(takewhile(lambda request: request is not None, stream)):
+            for asked in reversed([request for request in batch if request]):
+                if len(self.asked) == self._die_after:
+                    raise KeyboardInterrupt
+                self.asked.append(asked.id)
+                if asked.id.split("/")[-1] in self._fail:
+                    yield Answered(request_id=asked.id, completions=(), error=self._fault)
+                else:
+                    drawn = tuple(Completion(token_ids=(asked.seed % 250, i), finish_reason="stop") for i in range(asked.n))
+                    yield Answered(request_id=asked.id, completions=drawn)
 
     def close(self) -> None:
         pass
 
 
-def asks(*ids: str) -> list[Ask]:
-    return [Ask(id=ask_id, messages=[{"role": "user", "content": f"tell {ask_id}"}], n=2) for ask_id in ids]
+SHORT = Sampling(max_tokens=8)
 
 
-def run(engine: Any, chat: Chat, journal: Journal, which: Sequence[Ask], **changes: Any) -> dict[str, Answered]:
-    how: dict[str, Any] = {"run_seed": 3, "purpose": "test", "journal": journal, "label": "answer"}
-    sampling = changes.pop("sampling", Sampling(max_tokens=8))
-    return complete(engine, chat, which, sampling, **{**how, **changes})
+def asks(*ids: str, **changes: Any) -> list[Ask]:
+    how = {"purpose": "test", "n": 2, "sampling": SHORT, **changes}
+    return [Ask(id=ask_id, messages=[{"role": "user", "content": f"tell {ask_id}"}], **how) for ask_id in ids]
+
+
+def run(engine: Any, chat: Chat, journal: Journal, which: Sequence[Ask], run_seed: int = 3) -> dict[str, Reply]:
+    return complete(engine, chat, which, run_seed=run_seed, journal=journal, label="answer")
 
 
 def test_complete_resumes_without_repeating_a_call(tmp_path: Path, chat: Chat) -> None:
@@ -257,7 +265,7 @@ def test_complete_resumes_without_repeating_a_call(tmp_path: Path, chat: Chat) -
         run(dying, chat, Journal(tmp_path / "j"), wanted)
     again = Scripted()
     results = run(again, chat, Journal(tmp_path / "j"), wanted)
-    assert sorted(dying.asked + again.asked) == ["p0", "p1", "p2", "p3"]
+    assert sorted(dying.asked + again.asked) == ["test/p0", "test/p1", "test/p2", "test/p3"]
     assert list(results) == ["p0", "p1", "p2", "p3"]
     assert results == run(Scripted(), chat, Journal(tmp_path / "fresh"), wanted)
     third = Scripted()
@@ -269,24 +277,25 @@ def test_complete_resumes_without_repeating_a_call(tmp_path: Path, chat: Chat) -
 def test_complete_asks_again_when_the_question_changed(tmp_path: Path, chat: Chat, change: dict[str, Any]) -> None:
     run(Scripted(), chat, Journal(tmp_path / "j"), asks("p0"))
     engine = Scripted()
-    run(engine, chat, Journal(tmp_path / "j"), asks("p0"), **change)
-    assert engine.asked == ["p0"]
+    seed = change.pop("run_seed", 3)
+    run(engine, chat, Journal(tmp_path / "j"), asks("p0", **change), seed)
+    assert len(engine.asked) == 1
 
 
 def test_complete_seed_is_by_id(tmp_path: Path, chat: Chat) -> None:
     many = run(Scripted(), chat, Journal(tmp_path / "a"), asks("p0", "p1", "p2"))
     one = run(Scripted(), chat, Journal(tmp_path / "b"), asks("p1"))
     assert many["p1"] == one["p1"]
-    assert len({answered.completions[0].token_ids[0] for answered in many.values()}) == 3
+    assert len({reply.completions[0].token_ids[0] for reply in many.values()}) == 3
 
 
 def test_complete_rejects_before_any_call(tmp_path: Path, chat: Chat) -> None:
-    long = Ask(id="long", messages=[{"role": "user", "content": "x" * 60}])
+    long = Ask(id="long", purpose="test", messages=[{"role": "user", "content": "x" * 60}], sampling=SHORT)
     engine = Scripted()
     results = run(engine, chat, Journal(tmp_path / "j"), [long, *asks("ok")])
     num_ids = len(chat.prompt_ids(long.messages))
     assert results["long"].error == f"prompt_too_long: {num_ids} tokens + 8 > 64"
-    assert engine.asked == ["ok"]
+    assert engine.asked == ["test/ok"]
     only = Scripted()
     assert run(only, chat, Journal(tmp_path / "j"), [long])["long"].error
     assert only.asked == []
@@ -308,7 +317,7 @@ def test_complete_failed_calls(tmp_path: Path, chat: Chat) -> None:
     assert not refused["p1"].error
     retried = Scripted()
     assert not run(retried, chat, Journal(tmp_path / "j"), asks("p0", "p1"))["p0"].error
-    assert retried.asked == ["p0"]
+    assert retried.asked == ["test/p0"]
     with pytest.raises(StepError, match=r"all 2 calls .* http_500: out of order"):
         run(Scripted(fail=["p0", "p1"]), chat, Journal(tmp_path / "k"), asks("p0", "p1"))
 
@@ -320,11 +329,303 @@ def test_complete_refuses_duplicate_ids(tmp_path: Path, chat: Chat) -> None:
 
 def test_complete_notices_an_engine_that_answers_too_little(tmp_path: Path, chat: Chat) -> None:
     class Lazy(Scripted):
-        def generate(self, requests: Sequence[Request]) -> Iterator[Answered]:
-            return super().generate(requests[1:])
+        def generate(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
+            return super().generate(r for r in requests if r is None or not r.id.endswith("p0"))
 
     with pytest.raises(StepError, match="1 unanswered, first p0"):
         run(Lazy(), chat, Journal(tmp_path / "j"), asks("p0", "p1"))
+
+
+# a writer: many jobs over one engine
+
+
+class Pooled(Scripted):
+    """Has `room` requests at work and answers them in an order of its own; `closed` once a caller has left it."""
+
+    def __init__(self, room: int, **how: Any) -> None:
+        super().__init__(**how)
+        self._room = room
+        self._chance = random.Random(room)
+        self.closed = False
+
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
+        stream, more = iter(requests), True
+        at_work: list[Request] = []
+        try:
+            while True:
+                while more and len(at_work) < self._room:
+                    asked = next(stream, "no more")
+                    if asked is None:
+                        assert at_work, "asked to wait, with no request at work"
+                        break
+                    more = isinstance(asked, Request)
+                    at_work += [asked] if isinstance(asked, Request) else []
+                if not at_work:
+                    return
+                yield from super().generate([at_work.pop(self._chance.randrange(len(at_work)))])
+        finally:
+            self.closed = True
+
+
+class UnderWay:
+    """Counts how many jobs have begun and not ended."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def __enter__(self) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+
+    def __exit__(self, *error: object) -> None:
+        self.now -= 1
+
+
+def talk(name: str, questions: int, under_way: UnderWay | None = None) -> Asking[list[int]]:
+    """A job of several questions, two conversations each; its result is the first token of each answer."""
+    heard: list[int] = []
+    with under_way or UnderWay():
+        for number in range(questions):
+            replies = yield asks(f"{name}.{number}", f"{name}.{number}b", n=1)
+            assert [reply.error for reply in replies] == ["", ""]
+            heard += [reply.completions[0].token_ids[0] for reply in replies]
+    return heard
+
+
+def heard_by(name: str, questions: int, run_seed: int = 3) -> list[int]:
+    ids = [f"{name}.{number}{end}" for number in range(questions) for end in ("", "b")]
+    return [derive_seed(run_seed, "test", ask_id) % 250 for ask_id in ids]
+
+
+def write(writer: Writer, jobs: Iterable[Job[Any, Any]]) -> dict[Any, Any]:
+    found = list(writer.run(jobs, label="answer", total=None, unit="jobs"))
+    assert len(dict(found)) == len(found), "one result of each job"
+    return dict(found)
+
+
+def writer_of(engine: Any, chat: Chat, **how: Any) -> Writer:
+    return Writer(lambda: (engine, chat), run_seed=3, **how)
+
+
+SIZES = {f"j{i}": i % 5 for i in range(40)}
+ENGINES: list[Callable[[], Scripted]] = [Scripted, lambda: Pooled(1), lambda: Pooled(3), lambda: Pooled(100)]
+
+
+@pytest.mark.parametrize("make", ENGINES, ids=["batches", "one", "three", "hundred"])
+@pytest.mark.parametrize("queue", [1, 6, 512])
+def test_jobs_get_their_own_replies_whatever_the_order(chat: Chat, make: Callable[[], Scripted], queue: int) -> None:
+    under_way, engine = UnderWay(), make()
+    jobs = (Job(key=name, asking=talk(name, size, under_way)) for name, size in SIZES.items())
+    assert write(writer_of(engine, chat, queue=queue), jobs) == {name: heard_by(name, n) for name, n in SIZES.items()}
+    assert len(set(engine.asked)) == len(engine.asked) == 2 * sum(SIZES.values())
+    assert under_way.most == min(queue, 32), "as many as may be, of the 32 that ask something"
+    assert under_way.now == 0
+
+
+def test_a_job_begins_when_another_has_ended(chat: Chat) -> None:
+    begun: list[int] = []
+
+    def jobs() -> Iterator[Job[int, list[int]]]:
+        for i in range(30):
+            begun.append(i)
+            yield Job(key=i, asking=talk(f"j{i}", 1))
+
+    for ended, _ in enumerate(writer_of(Pooled(2), chat, queue=4).run(jobs(), label="answer", total=30, unit="jobs"), 1):
+        assert len(begun) <= ended + 4
+
+
+def test_an_engine_is_opened_at_the_first_question_and_once(chat: Chat) -> None:
+    opened: list[Scripted] = []
+
+    def open_it() -> tuple[Scripted, Chat]:
+        opened.append(Scripted())
+        return opened[-1], chat
+
+    writer = Writer(open_it, run_seed=3)
+    assert write(writer, [Job(key=i, asking=talk(f"j{i}", 0)) for i in range(600)]) == {i: [] for i in range(600)}
+    assert opened == [] and writer.engine is None
+    assert write(writer, []) == {}
+    for _ in range(2):
+        assert len(write(writer, [Job(key=i, asking=talk(f"j{i}", 2)) for i in range(5)])) == 5
+    assert len(opened) == 1 and writer.engine is opened[0]
+
+
+def journalled(folder: Path, sizes: dict[str, int]) -> list[Job[str, list[int]]]:
+    """Jobs of two journals, as those of two shards are."""
+    journals = [Journal(folder / "even"), Journal(folder / "odd")]
+    return [Job(key=name, asking=talk(name, n), journal=journals[int(name[1:]) % 2]) for name, n in sizes.items()]
+
+
+@pytest.mark.parametrize("calls", [0, 1, 37, 100, 159])
+def test_what_was_answered_is_not_asked_again(tmp_path: Path, chat: Chat, calls: int) -> None:
+    dying = Pooled(7, die_after=calls)
+    with pytest.raises(KeyboardInterrupt):
+        write(writer_of(dying, chat, queue=6), journalled(tmp_path, SIZES))
+    assert len(dying.asked) == calls
+    again = Pooled(3)
+    found = write(writer_of(again, chat), journalled(tmp_path, SIZES))
+    assert found == {name: heard_by(name, n) for name, n in SIZES.items()}
+    assert len(again.asked) == 160 - calls and not set(again.asked) & set(dying.asked)
+    third = Scripted()
+    assert write(writer_of(third, chat), journalled(tmp_path, SIZES)) == found
+    assert third.asked == []
+
+
+def test_a_caller_may_leave_early(tmp_path: Path, chat: Chat) -> None:
+    engine = Pooled(4)
+    with pytest.raises(KeyboardInterrupt):
+        for number, _ in enumerate(
+            writer_of(engine, chat, queue=6).run(journalled(tmp_path, SIZES), label="answer", total=40, unit="jobs")
+        ):
+            if number == 20:
+                raise KeyboardInterrupt
+    assert engine.closed, "an engine that is left must know, to stop what it has at work"
+    again = Pooled(4)
+    assert write(writer_of(again, chat), journalled(tmp_path, SIZES)) == {n: heard_by(n, size) for n, size in SIZES.items()}
+    assert 0 < len(again.asked) < 160 and sorted(engine.asked + again.asked) == sorted(set(engine.asked + again.asked))
+
+
+def test_a_passing_fault_leaves_its_job_without_a_result(tmp_path: Path, chat: Chat) -> None:
+    lost = {"j1", "j14", "j38"}
+    engine, found = Pooled(5, fail=["j1.0", "j14.2b", "j38.1", "j38.1b"]), {}
+    with pytest.raises(StepError, match=r"answer: 4 of \d+ calls .* \(http_500: out of order\); run the same command again"):
+        for key, result in writer_of(engine, chat, queue=6).run(
+            journalled(tmp_path, SIZES), label="answer", total=40, unit="jobs"
+        ):
+            found[key] = result
+    assert found == {name: heard_by(name, n) for name, n in SIZES.items() if name not in lost}, "the others are whole"
+    again = Pooled(5)
+    whole = write(writer_of(again, chat), journalled(tmp_path, SIZES))
+    assert whole == {name: heard_by(name, n) for name, n in SIZES.items()}
+    assert {"test/j1.0", "test/j14.2b", "test/j38.1", "test/j38.1b"} <= set(again.asked), "a failed call is not kept"
+    assert not set(again.asked) & set(engine.asked) - {"test/j1.0", "test/j14.2b", "test/j38.1", "test/j38.1b"}
+
+
+@pytest.mark.parametrize("fault", ["http_400: bad prompt", "finished by content_filter", "vllm: refused"])
+def test_other_faults_are_a_jobs_own_matter(chat: Chat, fault: str) -> None:
+
+    def job(name: str) -> Asking[str]:
+        (reply,) = yield asks(name, n=1)
+        return reply.error
+
+    engine = Scripted(fail=["j3"], fault=fault)
+    found = write(writer_of(engine, chat), [Job(key=i, asking=job(f"j{i}")) for i in range(6)])
+    assert found == {i: fault if i == 3 else "" for i in range(6)}
+
+
+@pytest.mark.parametrize("fault", ["http_400: bad prompt", "http_401: wrong key", "http_500: out of order"])
+@pytest.mark.parametrize("silent", [0, 2, 5])
+def test_nothing_counts_where_every_call_fails(chat: Chat, fault: str, silent: int) -> None:
+    """Even beside jobs that ask nothing, such as those of a language that no model writes."""
+    names = [f"j{i}" for i in range(60)]
+
+    def job(name: str) -> Asking[str]:
+        if int(name[1:]) % 6 >= silent:
+            yield asks(name, n=1)
+        return name
+
+    engine = Pooled(3, fail=names, fault=fault)
+    found = []
+    with pytest.raises(StepError, match=rf"answer: all \d+ calls of the scripted engine failed: {fault}"):
+        for key, _ in writer_of(engine, chat, queue=8).run(
+            (Job(key=n, asking=job(n)) for n in reversed(names)), label="answer", total=60, unit="jobs"
+        ):
+            found.append(key)
+    assert 0 < len(engine.asked) <= 8, "a full queue of failures is enough"
+    assert all(int(name[1:]) % 6 < silent for name in found), "of those that asked, none"
+
+
+def test_a_jobs_own_error_comes_out(tmp_path: Path, chat: Chat) -> None:
+    def job(name: str) -> Asking[float]:
+        yield asks(name, n=1)
+        return 1 / (name != "j5")
+
+    def jobs() -> list[Job[str, float]]:
+        journal = Journal(tmp_path / "j")
+        return [Job(key=f"j{i}", asking=job(f"j{i}"), journal=journal) for i in range(9)]
+
+    engine = Pooled(2)
+    with pytest.raises(ZeroDivisionError):
+        write(writer_of(engine, chat), jobs())
+    assert engine.closed
+    assert len(Journal(tmp_path / "j")) == len(engine.asked) > 0, "what was answered is kept all the same"
+
+
+def test_prompts_that_are_too_long_are_found_before_anything_is_generated(chat: Chat) -> None:
+    lengths = {f"p{i}": 60 + i if i in (3, 50, 99) else 5 for i in range(100)}
+    told: list[str] = []
+
+    class Waiting(Scripted):
+        def generate(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
+            assert len(told) == 3
+            return super().generate(requests)
+
+    def job(name: str) -> Asking[Reply]:
+        (reply,) = yield [
+            Ask(id=name, purpose="test", messages=[{"role": "user", "content": "x" * lengths[name]}], sampling=SHORT)
+        ]
+        told.append(reply.error)
+        return reply
+
+    engine = Waiting()
+    found = write(writer_of(engine, chat), [Job(key=name, asking=job(name)) for name in lengths])
+    assert len(found) == 100 and len(engine.asked) == 97
+    frame = len(chat.prompt_ids([{"role": "user", "content": ""}]))
+    for name, reply in found.items():
+        long = f"prompt_too_long: {frame + lengths[name]} tokens + 8 > 64"
+        assert (reply.error, reply.fault) == ((long, "prompt_too_long") if lengths[name] > 5 else ("", ""))
+
+
+def test_an_ask_is_named_once(chat: Chat) -> None:
+    with pytest.raises(ValueError, match=r"test/same\.0 occurs more than once"):
+        write(writer_of(Scripted(), chat), [Job(key=i, asking=talk("same", 1)) for i in range(2)])
+    apart = [Job(key=purpose, asking=ask_parsed(asks("same", purpose=purpose, n=1)[0], len, 1)) for purpose in "ab"]
+    assert len(write(writer_of(Scripted(), chat), apart)) == 2, "another purpose is another ask"
+
+
+# an answer that is read
+
+
+def read(*replies: str | Reply, tries: int = 3, temperature: float = 0.7) -> tuple[dict[str, int] | Unusable, list[str]]:
+    """What `ask_parsed` makes of these replies in turn, and the ids it asked."""
+    (ask,) = asks("q", n=1, sampling=Sampling(temperature=temperature, max_tokens=8))
+    turn = iter(replies)
+    found, asked = run_job(ask_parsed(ask, json.loads, tries), lambda ask: next(turn))
+    return found, [ask.id for ask in asked]
+
+
+def test_ask_parsed_takes_the_first_answer_that_can_be_read() -> None:
+    assert read('{"a": 1}', "no") == ({"a": 1}, ["q"])
+    assert read('{"a": 1', '{"a": 2}') == ({"a": 2}, ["q", "q#1"])
+    assert read("Sure!", said('{"a": 9}', cut=True), '{"a": 3}') == ({"a": 3}, ["q", "q#1", "q#2"])
+
+
+def test_ask_parsed_tells_why_there_is_nothing() -> None:
+    assert read('{"a": 1', "Sure!", "no") == (Unusable(reason="not_json", raw="no"), ["q", "q#1", "q#2"])
+    assert read("no", said('{"a"', cut=True), tries=2) == (Unusable(reason="truncated", raw='{"a"'), ["q", "q#1"])
+    assert read("", tries=1) == (Unusable(reason="not_json", raw=""), ["q"])
+    refused = "http_400: bad prompt"
+    assert read(failed(refused), "{}") == (Unusable(reason="http_400", raw=refused), ["q"])
+    assert read("no", failed(refused)) == (Unusable(reason="http_400", raw=refused), ["q", "q#1"])
+
+
+def test_greedy_answers_get_one_try() -> None:
+    assert read("no", "{}", temperature=0.0) == (Unusable(reason="not_json", raw="no"), ["q"])
+
+
+def test_every_try_is_a_draw_of_its_own(chat: Chat) -> None:
+    drawn: list[str] = []
+
+    def refuse(text: str) -> None:
+        drawn.append(text)
+        raise ValueError
+
+    engine = Scripted()
+    (ask,) = asks("q", n=1)
+    found = write(writer_of(engine, chat), [Job(key=0, asking=ask_parsed(ask, refuse, 4))])
+    assert found[0].reason == "not_json"
+    assert engine.asked == ["test/q", "test/q#1", "test/q#2", "test/q#3"]
+    assert len(set(drawn)) == 4
 
 
 def test_replay_records_then_replays(tmp_path: Path, chat: Chat) -> None:

@@ -1,213 +1,239 @@
-"""Evolution: every elimination reason, true and false, in English and Korean; choice by hash; accounting of one request."""
+"""Evolution: who is evolved how, what becomes of a rewriting, trees of generations, the judge, the method that learns."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from align.core.rows import Instruction, Reject
-from align.engines.protocol import Answered, Completion
-from data_gen import evolve
-from data_gen.evolve import (
-    blows_up,
-    child_or_reject,
-    choose,
-    copies_prompt_wording,
-    elimination_reason,
-    is_refusal,
-    loses_subject,
-    no_information_gain,
-    only_punctuation_or_stop_words,
-    switches_language,
-)
-from data_gen.instruct import difficulty
-from data_gen.prompts import render
+from align.core.rows import Instruction, Made
+from align.engines.complete import Ask, Reply
+from data_gen.auto_evolve import optimised, report
+from data_gen.eliminators import elimination_reason
+from data_gen.evolve import EvolutionRules, evolution_job, operator_of, operators_for
+from data_gen.instruct import difficulty, is_statement, split_input
+from data_gen.prompts import Prompts
+from tests.jobs import SAMPLING, failed, instruction, run_job, said
 
+PROMPTS = Prompts()
 PARENT = {"en": "Why does salt melt ice on roads?", "ko": "소금은 왜 도로의 얼음을 녹이나요?"}
+FACT = {
+    "en": "Salt lowers the freezing point of water, so ice on roads melts below zero degrees.",
+    "ko": "소금은 물의 어는점을 낮추므로 도로의 얼음이 영하에서도 녹는다.",
+}
 GOOD = {
     "en": [
         "Why does salt melt ice on roads, and below which temperature does it stop working?",
-        "Explain why salt melts ice on roads. Use one example from a northern city.",
-        "If a road is covered with ice at minus twenty degrees, why does salt not melt it?",
+        "Why does salt melt ice on roads, and which other substances do cold cities spread, and at what cost?",
     ],
     "ko": [
         "소금은 왜 도로의 얼음을 녹이며, 어느 온도 아래에서는 녹이지 못하나요?",
-        "소금이 도로의 얼음을 녹이는 까닭을 눈이 많은 도시의 예를 하나 들어 설명해 주세요.",
-        "영하 이십 도에서 도로에 뿌린 소금은 왜 얼음을 녹이지 못하나요?",
+        "소금은 왜 도로의 얼음을 녹이며, 추운 도시들은 어떤 다른 물질을 뿌리고 그 비용은 얼마인가요?",
     ],
 }
-OTHER_SUBJECT = {
-    "en": "How do penguins hunt for krill under thick floes?",
-    "ko": "펭귄들은 두꺼운 빙판 밑에서 어떻게 사냥하나요?",
-}
-# reason -> children that it eliminates, by language
-BAD = {
-    "no_content": {"en": ["?!", "", "Why is it?", "and the of"], "ko": ["?!", "...", "왜 그런가요?"]},
-    "language_switch": {"en": [GOOD["ko"][0], "Почему соль растапливает лёд?"], "ko": [GOOD["en"][0]]},
-    "refusal": {
-        "en": ["Sorry, why does salt melt ice on mountain roads?", "As an AI I do not know why salt melts glacier ice?"],
-        "ko": ["죄송합니다. 소금이 빙하의 얼음을 녹이는지 모릅니다.", "소금에 대한 질문에는 답변을 드릴 수 없습니다."],
-    },
-    "copied_prompt_wording": {
-        "en": ["Rewritten question: why does salt melt glacier ice?", "#The Given Prompt# salt and glacier ice?"],
-        "ko": ["새 질문: 소금은 왜 빙하의 얼음을 녹이나요?", "주어진 질문에서 소금은 왜 빙하를 녹이나요?"],
-    },
-    "no_information_gain": {
-        "en": [PARENT["en"], "Does salt melt ice on the roads?"], "ko": [PARENT["ko"], "소금은 어떻게 얼음을 녹이나요?"],
-    },
-    "lost_subject": {"en": [OTHER_SUBJECT["en"]], "ko": [OTHER_SUBJECT["ko"]]},
-    "length_blow_up": {
-        "en": ["Why does salt melt ice on roads? " + "Consider one more distant city and its winters. " * 6],
-        "ko": [PARENT["ko"] + " 눈이 많은 다른 도시의 겨울도 함께 생각해 주세요." * 6],
-    },
-    "not_a_request": {
-        "en": ["Salt lowers the freezing point of water."], "ko": ["소금은 물의 어는점을 낮추어 얼음을 녹인다."],
-    },
-}  # fmt: skip
+OPERATORS = ("constrain", "deepen", "reason")
 
 
-@pytest.mark.parametrize("lang", ["en", "ko"])
-@pytest.mark.parametrize("operator", ["constrain", "deepen", "concretize", "reason", "breadth"])
-def test_good_children_pass(lang: str, operator: str) -> None:
-    for child in GOOD[lang]:
-        assert elimination_reason(PARENT[lang], child, operator, lang) == "", child
+def row(number: int = 1, lang: str = "en", **changes: Any) -> Instruction:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PARENT[lang]}]
+    about = {"id": f"i{number}", "messages": messages, "difficulty": difficulty(PARENT[lang]), "split": "M1"}
+    return replace(instruction(PARENT[lang], lang), **(about | changes))
 
 
-CASES = [
-    (reason, lang, child) for reason, by_lang in BAD.items() for lang, children in by_lang.items() for child in children
-]
+def rules(**changes: Any) -> EvolutionRules:
+    about: dict[str, Any] = {
+        "rounds": 1, "operators": ("deepen",), "share": 1.0, "judge": False, "tries": 2, "sampling": SAMPLING, "methods": {},
+    }  # fmt: skip
+    return EvolutionRules(**(about | changes))
 
 
-@pytest.mark.parametrize(("reason", "lang", "child"), CASES, ids=[f"{r}-{i}" for i, (r, _, _) in enumerate(CASES)])
-def test_each_reason_eliminates(reason: str, lang: str, child: str) -> None:
-    assert elimination_reason(PARENT[lang], child, "deepen", lang) == reason
-
-
-@pytest.mark.parametrize("lang", ["en", "ko"])
-def test_each_check_alone_is_true_and_false(lang: str) -> None:
-    parent, good = PARENT[lang], GOOD[lang][0]
-    checks = {
-        "no_content": lambda child: only_punctuation_or_stop_words(child, lang),
-        "language_switch": lambda child: switches_language(child, lang),
-        "refusal": is_refusal,
-        "copied_prompt_wording": copies_prompt_wording,
-        "no_information_gain": lambda child: no_information_gain(parent, child, lang),
-        "lost_subject": lambda child: loses_subject(parent, child, lang),
-        "length_blow_up": lambda child: blows_up(parent, child),
-        "not_a_request": lambda child: evolve.is_statement(child, lang),
-    }
-    assert set(checks) == set(BAD)
-    for reason, check in checks.items():
-        assert not check(good), reason
-        assert all(check(child) for child in BAD[reason][lang]), reason
-
-
-@pytest.mark.parametrize("lang", ["en", "ko"])
-def test_breadth_may_leave_its_parents_words(lang: str) -> None:
-    assert elimination_reason(PARENT[lang], OTHER_SUBJECT[lang], "breadth", lang) == ""
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "물이 없으면 대부분의 생물은 생존할 수 없습니다.", "이 금속은 상온에서 산화할 수 없습니다.",
-        "죄송한 마음을 편지로 전하는 방법은 무엇인가요?",
-        "Plants that I cannote are rare.", "The sorrow of the poet",
-    ],
-)  # fmt: skip
-def test_plain_statements_are_no_refusals(text: str) -> None:
-    assert not is_refusal(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry, but I can't help with that.", "I cannot answer this.", "As an AI language model, I am not sure.",
-        "죄송합니다만 잘 모르겠습니다.", "죄송하지만 답변할 수 없습니다.",
-        "그 질문에는 대답해 드릴 수 없습니다.", "도와드릴 수 없어요.",
-    ],
-)  # fmt: skip
-def test_refusals(text: str) -> None:
-    assert is_refusal(text)
-
-
-def examples(operator: str, lang: str) -> list[tuple[str, str]]:
-    turns = [m["content"] for m in render(f"evolve-{operator}", lang, instruction="x") if m["role"] != "system"]
-    return [(turns[i].split(": ", 1)[1], turns[i + 1]) for i in range(0, len(turns) - 1, 2)]
-
-
-@pytest.mark.parametrize("lang", ["en", "ko"])
-@pytest.mark.parametrize("operator", ["constrain", "deepen", "concretize", "reason", "breadth"])
-def test_worked_examples_show_what_the_eliminator_wants(operator: str, lang: str) -> None:
-    found = examples(operator, lang)
-    assert len(found) >= 2
-    for parent, child in found:
-        assert not only_punctuation_or_stop_words(child, lang) and not switches_language(child, lang)
-        assert not is_refusal(child) and not copies_prompt_wording(child)
-        assert not no_information_gain(parent, child, lang) and not blows_up(parent, child)
-        assert not evolve.is_statement(child, lang)
-        if operator != "breadth":
-            assert difficulty(child) > difficulty(parent), child
-        # A child that repeats an example word by word comes from the prompt, not from its parent.
-        if len(child.split()) > 6:
-            assert elimination_reason(parent, child, operator, lang) == "copied_example"
-
-
-def row(number: int, lang: str = "en") -> Instruction:
-    return Instruction(
-        id=f"i{number}", parent_id="k", topic_id="t", knowledge_id="k", generation=0, operator="generate",
-        task_type="question",
-        messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": PARENT[lang]}],
-        difficulty=0.2, lang=lang, split="M1", license="CC0-1.0", pii="email",
-    )  # fmt: skip
+def grown(answer: Any, root: Instruction | None = None, **changes: Any) -> tuple[Made, list[Ask]]:
+    root = root or row()
+    made, asked = run_job(evolution_job(root, FACT[root.lang], PROMPTS, rules(**changes), 17), answer)
+    assert made.asked == len(made.rows) + len(made.rejects)
+    assert len({r.id for r in (*made.rows, *made.rejects)}) == made.asked
+    return made, asked
 
 
 def test_choice_is_by_hash_and_does_not_move() -> None:
-    operators = ("constrain", "deepen", "reason")
     pool = [row(i) for i in range(900)]
-    how = {"operators": operators, "share": 0.3, "round_number": 1, "run_seed": 17}
-    chosen = {r.id: operator for r, operator in choose(pool, **how)}  # type: ignore[arg-type]
-    assert 210 < len(chosen) < 330
-    assert all(60 < list(chosen.values()).count(operator) < 130 for operator in operators)
-    part = {r.id: operator for r, operator in choose(pool[::-2], **how)}  # type: ignore[arg-type]
-    assert part == {i: chosen[i] for i in part} and len(part) > 90
-    assert {r.id for r, _ in choose(pool, **(how | {"round_number": 2}))} != set(chosen)  # type: ignore[arg-type]
-    assert choose(pool, **(how | {"share": 0.0})) == []  # type: ignore[arg-type]
-    assert len(choose(pool, **(how | {"share": 1.0}))) == 900  # type: ignore[arg-type]
+    some = rules(operators=OPERATORS, share=0.3)
+    chosen = {r.id: operator_of(r, some, 1, 17) for r in pool}
+    counts = [list(chosen.values()).count(operator) for operator in OPERATORS]
+    assert 210 < sum(counts) < 330 and all(60 < count < 130 for count in counts)
+    assert {r.id: operator_of(r, some, 2, 17) for r in pool} != chosen
+    assert {r.id: operator_of(r, some, 1, 18) for r in pool} != chosen
+    assert not any(operator_of(r, rules(share=0.0), 1, 17) for r in pool)
+    assert all(operator_of(r, rules(share=1.0), 1, 17) for r in pool)
 
 
-class Written:
-    """A tokenizer whose tokens are the characters' code points."""
-
-    def text(self, ids: tuple[int, ...]) -> str:
-        return "".join(map(chr, ids)).strip()
-
-
-def became(text: str, lang: str = "en", *, reason: str = "stop", error: str = "") -> Instruction | Reject:
-    completion = Completion(token_ids=tuple(map(ord, text)), finish_reason=reason)
-    answered = Answered(request_id="i1", completions=() if error else (completion,), error=error)
-    return child_or_reject(row(1, lang), "deepen", answered, Written())  # type: ignore[arg-type]
+def test_operators_that_suit_a_row() -> None:
+    everything = ("deepen", "complicate_input", "auto", "breadth")
+    assert operators_for(row(), everything) == list(everything)
+    with_input = row(messages=[{"role": "user", "content": "Summarize the text below.\n\nSalt melts ice."}])
+    assert operators_for(with_input, everything) == ["deepen", "auto"]
+    follow_up = row(messages=[*row().messages, {"role": "assistant", "content": "So."}, {"role": "user", "content": "Why?"}])
+    assert operators_for(follow_up, everything) == []
+    assert operator_of(with_input, rules(operators=("breadth",)), 1, 17) == ""
 
 
 @pytest.mark.parametrize("lang", ["en", "ko"])
-def test_a_child_keeps_its_parents_place_and_earlier_turns(lang: str) -> None:
-    parent = row(1, lang)
-    child = became(f"{'Question' if lang == 'en' else '질문'}: {GOOD[lang][0]}\nand more", lang, reason="length")
-    assert isinstance(child, Instruction)
-    assert child.messages == [parent.messages[0], {"role": "user", "content": GOOD[lang][0]}]
+def test_a_child_keeps_its_parents_place_and_system_prompt(lang: str) -> None:
+    parent = row(1, lang, judged_quality=7.0, judged_difficulty=3.0)
+    label = "Question" if lang == "en" else "질문"
+    made, asked = grown(lambda ask: said(f"{label}: {GOOD[lang][0]}\nand more", cut=True), parent)
+    assert len(asked) == 1 and PARENT[lang] in asked[0].messages[-1]["content"]
+    assert made.rows[0] == parent
+    child = made.rows[1]
     assert child == replace(
-        parent, id=child.id, parent_id=parent.id, generation=1, operator="deepen", messages=child.messages,
-        difficulty=difficulty(GOOD[lang][0]),
+        parent, id=child.id, parent_id=parent.id, generation=1, operator="deepen",
+        messages=[parent.messages[0], {"role": "user", "content": GOOD[lang][0]}], difficulty=difficulty(GOOD[lang][0]),
+        judged_difficulty=0.0, judged_quality=0.0,
     )  # fmt: skip
-    assert child.difficulty > difficulty(PARENT[lang])
 
 
-def test_what_became_of_bad_children() -> None:
-    for lang, text, reason in (("en", PARENT["en"], "no_information_gain"), ("ko", "...", "no_content")):
-        rejected = became(text, lang)
-        assert isinstance(rejected, Reject) and rejected.reason == reason and text in rejected.raw
-    cut = became(GOOD["en"][0], reason="length")
-    assert isinstance(cut, Reject) and cut.reason == "truncated"
-    failed = became("", error="prompt_too_long: 900 tokens")
-    assert isinstance(failed, Reject) and failed.reason == "prompt_too_long"
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (said(PARENT["en"]), "no_information_gain"), (said("..."), "no_content"), (said(""), "no_content"),
+        (said(GOOD["en"][0], cut=True), "truncated"), (failed("prompt_too_long: 900 tokens"), "prompt_too_long"),
+        (said("Name salt ice brine."), "no_rise_in_difficulty"),
+        (said("How do penguins hunt for krill under thick floes?"), "lost_subject"),
+    ],
+)  # fmt: skip
+def test_a_bad_child_is_a_reject_and_its_parent_stays(reply: Reply, reason: str) -> None:
+    made, _ = grown(lambda ask: reply)
+    assert made.rows == [row()]
+    (reject,) = made.rejects
+    assert reject.topic_id == "honey" and reject.raw.startswith(f"[deepen] {PARENT['en']} -> ") and reply.raw in reject.raw
+    assert reject.reason == reason
+
+
+def test_rounds_grow_a_tree() -> None:
+    def answer(ask: Ask) -> str:
+        before = ask.messages[-1]["content"].removeprefix("Question: ")
+        city = {"round 1": "Oslo", "round 2": "Turin", "round 3": "Lagos"}[ask.purpose[-7:]]
+        return f"{before} And what changed in {city} by {1900 + len(before)}?"
+
+    made, asked = grown(answer, rounds=3)
+    assert sorted(r.generation for r in made.rows) == [0, 1, 1, 1, 2, 2, 2, 3] and len(asked) == 7
+    known = {r.id: r for r in made.rows}
+    for child in made.rows[1:]:
+        parent = known[child.parent_id]
+        assert child.generation == parent.generation + 1
+        assert child.messages[-1]["content"].startswith(parent.messages[-1]["content"])
+        assert child.difficulty > parent.difficulty
+
+
+def test_an_input_goes_along_and_only_the_request_is_rewritten() -> None:
+    passage = "Salt lowers the freezing point. Roads stay free of ice."
+    parent = row(messages=[{"role": "user", "content": f"Summarize the text below.\n\n{passage}"}], task_type="summarize")
+    harder = "Summarize the text below in two sentences, and name one city where salt is spread."
+    made, asked = grown(lambda ask: harder, parent)
+    assert passage not in asked[0].messages[-1]["content"]
+    child = made.rows[1].messages[-1]["content"]
+    assert split_input(child) == (
+        harder,
+        passage,
+    )
+
+
+def test_complicated_input_is_laid_out_and_asked_again_when_broken() -> None:
+    replies = iter(["no json", None])
+
+    def answer(ask: Ask) -> str:
+        fields = json.loads(ask.json_schema or "")["properties"]
+        if next(replies) is not None:
+            return "Sure, here you are"
+        if "code" in fields:
+            return json.dumps(
+                {"request": "Why does salt melt ice on roads, given the code below?", "code": "x = 1\nprint(x)"}
+            )
+        return json.dumps({
+            "request": "Why does salt melt ice on roads, and in which city of the table below first?",
+            "columns": ["city", "degrees"], "rows": [["Oslo", "-4"], ["Turin", "1"]],
+        })  # fmt: skip
+
+    made, asked = grown(answer, operators=("complicate_input",))
+    assert len(asked) == 2 and asked[0].sampling.max_tokens == 256
+    request, given = split_input(made.rows[1].messages[-1]["content"])
+    assert request.startswith("Why does salt melt ice on roads") and given.startswith(("| city", "```"))
+    broken, asked = grown(lambda ask: "Sure!", operators=("complicate_input",))
+    assert len(asked) == 2 and [(r.reason, r.raw.endswith("Sure!")) for r in broken.rejects] == [("not_json", True)]
+
+
+def judge(marks: dict[str, tuple[int, int]]) -> Any:
+    def answer(ask: Ask) -> str:
+        if ask.purpose != "judge-instruction":
+            return GOOD["en"][0]
+        text = ask.messages[-1]["content"]
+        hard, good = next(found for part, found in marks.items() if part in text)
+        return json.dumps({"difficulty": hard, "quality": good})
+
+    return answer
+
+
+def test_the_judge_marks_and_decides_about_the_rise() -> None:
+    harder, asked = grown(judge({"below which": (6, 8), "Why does salt": (3, 9)}), judge=True)
+    assert [(r.judged_difficulty, r.judged_quality) for r in harder.rows] == [(3, 9), (6, 8)]
+    assert [ask.purpose for ask in asked].count("judge-instruction") == 2
+    easier, _ = grown(judge({"below which": (3, 8), "Why does salt": (3, 9)}), judge=True)
+    assert [r.reason for r in easier.rejects] == ["no_rise_in_difficulty"]
+    # A judge that cannot be read leaves it to the measure.
+    mute, _ = grown(lambda ask: GOOD["en"][0], judge=True)
+    assert len(mute.rows) == 2 and mute.rows[0].judged_difficulty == 0
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+@pytest.mark.parametrize("operator", ["constrain", "deepen", "concretize", "reason", "breadth"])
+def test_worked_examples_pass_the_eliminators_and_may_not_be_copied(operator: str, lang: str) -> None:
+    messages = PROMPTS.render(f"evolve-{operator}", lang, instruction="x")
+    parents = [m["content"].partition(":")[2].strip() for m in messages if m["role"] == "user"][:-1]
+    children = [m["content"] for m in messages if m["role"] == "assistant"]
+    assert len(parents) == len(children) >= 2
+    for parent, child in zip(parents, children, strict=True):
+        scores = {"parent_score": difficulty(parent), "child_score": difficulty(child)}
+        assert elimination_reason(parent, child, operator, lang, fact="", examples=(), **scores) == ""
+        assert not is_statement(child, lang)
+        if len(child.split()) > 6:  # a child that repeats an example comes from the prompt, not from its parent
+            other = PARENT[lang]
+            assert elimination_reason(other, child, operator, lang, fact="", examples=children) == "copied_example"
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_the_method_with_the_lowest_failure_rate_is_kept(lang: str) -> None:
+    dev = [(row(i, lang), FACT[lang]) for i in range(4)]
+    methods = iter(["worse", "better"])
+    tries = []
+
+    def answer(ask: Ask) -> str:
+        if ask.purpose == "auto-optimize":
+            text = ask.messages[-1]["content"]
+            assert "no_information_gain" in text and PARENT[lang] in text
+            return next(methods)
+        method = ask.messages[0]["content"]
+        tries.append(method)
+        works = "better" in method or ("worse" not in method and ask.id.endswith(("i0", "i1")))
+        return GOOD[lang][0] if works else PARENT[lang]
+
+    found, _ = run_job(
+        optimised(dev, PROMPTS, rounds=2, candidates=1, sampling=SAMPLING, optimiser_sampling=SAMPLING), answer
+    )
+    assert [(m.text if m.round else "first", m.failure_rate) for m in found] == [
+        ("better", 0.0),
+        ("first", 0.5),
+        ("worse", 1.0),
+    ]
+    assert found[1].reasons == {"no_information_gain": 2} and len(tries) == 12
+    assert report(found)["chosen"] == "better" and len(report(found)["tried"]) == 3
+
+
+def test_a_method_that_never_fails_is_not_rewritten() -> None:
+    dev = [(row(i), FACT["en"]) for i in range(3)]
+    found, asked = run_job(
+        optimised(dev, PROMPTS, rounds=3, candidates=2, sampling=SAMPLING, optimiser_sampling=SAMPLING),
+        lambda ask: GOOD["en"][0],
+    )
+    assert len(found) == 1 and {ask.purpose for ask in asked} == {"auto-try"}

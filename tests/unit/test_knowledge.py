@@ -1,35 +1,32 @@
-"""Knowledge units: parsing what models write, each reason to drop a unit, grounding, and prompt templates."""
+"""Knowledge units: what models write read, each reason to drop a unit, grounding, and the choice of a topic."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from align.core.errors import StepError
-from align.core.rows import Document, Knowledge, Reject
-from align.engines.protocol import Answered, Completion
-from data_gen import prompts
+from align.core.rows import Knowledge, Reject
+from align.engines.complete import Ask, Reply
 from data_gen.knowledge import (
     MAX_CHARS,
+    UnitRules,
     central_sentences,
     facts_schema,
     first_sentence,
-    knowledge_rows,
+    parse_choice,
     parse_facts,
     quoted_span,
+    unit_jobs,
 )
-from data_gen.taxonomy import TopicIndex, load_taxonomy
+from data_gen.placement import TopicIndex
+from data_gen.prompts import Prompts
+from data_gen.taxonomy import load_taxonomy
+from tests.jobs import SAMPLING, TEXTS, document, failed, run_job, said
 
-PROMPTS = Path(prompts.__file__).parent / "prompts"
-TEXTS = {
-    "en": "Bacteria are small cells. Honey keeps for years because its low water content stops bacteria from growing. "
-    "Bees make honey from the nectar of flowers. Enzymes of the bees turn sugar into acid.",
-    "ko": "세균은 작은 세포이다. 꿀은 수분이 적어 세균이 자라지 못하므로 여러 해 동안 상하지 않는다. "
-    "꿀벌은 꽃의 꿀을 모아 벌집에서 꿀을 만든다. 꿀벌의 효소는 당을 산으로 바꾼다.",
-}
+PROMPTS = Prompts()
 GOOD = {
     "en": ["Honey keeps for years because its low water content stops bacteria from growing.",
            "Bees make honey from the nectar of flowers."],
@@ -44,28 +41,34 @@ def index() -> dict[str, TopicIndex]:
     return {lang: TopicIndex(tree, lang) for lang in ("en", "ko")}
 
 
-class Written:
-    """A tokenizer whose tokens are the characters' code points."""
+def rules(**changes: Any) -> UnitRules:
+    options: dict[str, Any] = {
+        "count": 2, "extraction": {"en": "model", "ko": "model"}, "min_grounding": 0.7, "min_similarity": 0.01,
+        "neighbours": 5, "placement": "nearest", "shortlist": 4, "tries": 2, "sampling": SAMPLING,
+    }  # fmt: skip
+    return UnitRules(**options | changes)
 
-    def text(self, ids: tuple[int, ...]) -> str:
-        return "".join(map(chr, ids)).strip()
 
-
-def document(lang: str) -> Document:
-    return Document(id=f"doc-{lang}", text=TEXTS[lang], lang=lang, source="test", license="CC0-1.0", pii="email")
+def job(
+    index: dict[str, TopicIndex], lang: str, answer: Callable[[Ask], str | Reply], **changes: Any
+) -> tuple[list[Knowledge], list[Reject], list[Ask]]:
+    """The rows, rejects and asks of a document's job."""
+    asked_for = rules(**changes)
+    (asking,) = unit_jobs([document(lang)], index, PROMPTS, asked_for)
+    made, asked = run_job(asking, answer)
+    assert made.asked == len(made.rows) + len(made.rejects) == asked_for.count, "every unit asked for is kept or rejected"
+    assert len({r.id for r in made.rows}) == len(made.rows) and len({r.id for r in made.rejects}) == len(made.rejects)
+    return list(made.rows), list(made.rejects), asked
 
 
 def units(
-    index: dict[str, TopicIndex], lang: str, text: str | None, *, reason: str = "stop", error: str = "", **changes: Any
+    index: dict[str, TopicIndex], lang: str, answer: str | Reply | None, **changes: Any
 ) -> tuple[list[Knowledge], list[Reject]]:
-    answered = None
-    if text is not None:
-        ids = tuple(map(ord, text))
-        answered = Answered(request_id="x", completions=(Completion(token_ids=ids, finish_reason=reason),), error=error)
-    options: dict[str, Any] = {"count": 2, "min_grounding": 0.7, "min_similarity": 0.01} | changes
-    rows, rejects = knowledge_rows(document(lang), answered, Written(), index, **options)  # type: ignore[arg-type]
-    assert len(rows) + len(rejects) == options["count"], "every unit asked for is kept or rejected"
-    assert len({r.id for r in rows}) == len(rows) and len({r.id for r in rejects}) == len(rejects)
+    """The rows and rejects of a document of which a model says `answer`; None takes its own sentences."""
+    if answer is None:
+        changes["extraction"] = {lang: "sentences"}
+    rows, rejects, asked = job(index, lang, lambda ask: answer or "", **changes)
+    assert bool(asked) == (answer is not None)
     return rows, rejects
 
 
@@ -86,6 +89,7 @@ def test_parse_facts() -> None:
         'Sure: {"facts": ["a"]}', '{"facts": ["a"]} I hope this helps.', '```json\n{"facts": ["a"]}\n```',
         "[]", '["a", "b"]', '"a"', "null", "5", "{}",
         '{"fact": ["a"]}', '{"facts": "a"}', '{"facts": {"a": 1}}', '{"facts": null}',
+        "[" * 5000, '{"facts": ' + "[" * 5000, '{"facts": ["half of an emoji: \\ud83d"]}',
     ],
 )  # fmt: skip
 def test_what_is_not_the_agreed_json_is_refused(text: str, index: dict[str, TopicIndex]) -> None:
@@ -147,8 +151,10 @@ def test_each_fault_drops_one_unit_with_its_reason(lang: str, text: Any, reason:
 
 def test_faults_of_a_whole_answer(index: dict[str, TopicIndex]) -> None:
     text = facts(*GOOD["en"])
-    assert [r.reason for r in units(index, "en", text, reason="length")[1]] == ["truncated"] * 2
-    assert [r.reason for r in units(index, "en", "", error="prompt_too_long: 900 tokens")[1]] == ["prompt_too_long"] * 2
+    cut = units(index, "en", said(text[:40], cut=True))[1]
+    assert {(r.reason, r.raw) for r in cut} == {("truncated", text[:40])}
+    assert [r.reason for r in units(index, "en", said(text, cut=True))[1]] == ["truncated"] * 2
+    assert [r.reason for r in units(index, "en", failed("prompt_too_long: 900 tokens"))[1]] == ["prompt_too_long"] * 2
     assert [r.reason for r in units(index, "en", facts(GOOD["en"][0]))[1]] == ["too_few_sentences"]
     assert [r.reason for r in units(index, "en", text, min_similarity=0.99)[1]] == ["no_topic_near"] * 2
     rows, rejects = units(index, "en", facts(*GOOD["en"], *GOOD["en"]))
@@ -166,7 +172,8 @@ def test_a_statement_is_grounded_in_one_or_two_sentences_that_are_quoted() -> No
     honey, bees = "Honey keeps for years because its low water content stops bacteria from growing.", GOOD["en"][1]
     assert quoted_span("Honey keeps for years.", TEXTS["en"], "en") == (honey, 1.0)
     assert quoted_span("Honey keeps for years, and bees make it from nectar.", TEXTS["en"], "en") == (f"{honey} {bees}", 1.0)
-    assert quoted_span("Honey keeps penguins warm.", TEXTS["en"], "en") == (honey, pytest.approx(0.5))
+    quote, share = quoted_span("Honey keeps penguins warm.", TEXTS["en"], "en")
+    assert quote == honey and share == pytest.approx(0.5)
     assert quoted_span("Penguins hunt krill.", TEXTS["en"], "en")[1] == 0.0
     assert quoted_span("of the", TEXTS["en"], "en") == ("", 0.0) == quoted_span("Honey keeps.", "", "en")
     # All its words are in the document, but nowhere together.
@@ -199,59 +206,106 @@ def test_the_schema_asks_for_that_many_facts_of_that_length() -> None:
     )
 
 
-NAMES = sorted(p.stem for p in (PROMPTS / "en").glob("*.md"))
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_the_worked_example_of_knowledge_obeys_the_rules(lang: str) -> None:
+    messages = PROMPTS.render("knowledge", lang, text="x", count="2")
+    found = parse_facts(messages[2]["content"])
+    assert len(found) == 2
+    assert all(quoted_span(fact, messages[1]["content"], lang)[1] >= 0.7 for fact in found)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_templates_are_twins_and_render(name: str) -> None:
-    wanted = prompts.variables(name, "en")
-    assert prompts.variables(name, "ko") == wanted
-    for lang in ("en", "ko"):
-        # Braces and headings in what users bring must come out as they went in.
-        values = {key: f"{{{key}}} ## user {{}}" for key in wanted}
-        messages = prompts.render(name, lang, **values)
-        assert messages[-1]["role"] == "user"
-        turns = [m["role"] for m in messages if m["role"] != "system"]
-        assert turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]
-        text = "\n".join(m["content"] for m in messages)
-        assert all(value in text for value in values.values())
-        assert all(m["content"] for m in messages)
-        assert "##" not in text.replace("## user {}", "")
+def test_an_unreadable_answer_is_asked_for_again(index: dict[str, TopicIndex]) -> None:
+    good = facts(*GOOD["en"])
+    rows, rejects, asked = job(index, "en", lambda ask: good if ask.id.endswith("#1") else "Sure!")
+    assert [r.statement for r in rows] == GOOD["en"] and rejects == []
+    assert [ask.id for ask in asked] == ["doc-en", "doc-en#1"]
+    assert TEXTS["en"] in asked[0].messages[-1]["content"]
+    assert asked[0].json_schema == facts_schema(2, "en")
+    assert len(job(index, "en", lambda ask: "Sure!", tries=1)[2]) == 1
 
 
-def test_no_korean_template_lacks_its_english_twin() -> None:
-    assert sorted(p.stem for p in (PROMPTS / "ko").glob("*.md")) == NAMES
-    assert len(NAMES) >= 17
+def test_languages_are_compared_with_their_own_topics(index: dict[str, TopicIndex]) -> None:
+    of_both = unit_jobs([document("en"), document("ko")], index, PROMPTS, rules())
+    for lang, asking in zip(("en", "ko"), of_both, strict=True):
+        rows = run_job(asking, lambda ask: facts(*GOOD[ask.id[-2:]]))[0].rows
+        assert [(r.statement, r.topic_id, r.similarity) for r in rows] == [
+            (r.statement, r.topic_id, r.similarity) for r in units(index, lang, facts(*GOOD[lang]))[0]
+        ]
 
 
-def test_a_missing_or_unused_variable_is_refused() -> None:
-    with pytest.raises(StepError, match=r"ko/answer\.md uses \['fact', 'instruction'\], given \['fact'\]"):
-        prompts.render("answer", "ko", fact="x")
-    with pytest.raises(StepError, match="given"):
-        prompts.render("answer", "en", fact="x", instruction="y", topic="z")
+# choice of a topic by a model
 
 
-def test_the_worked_example_of_knowledge_obeys_the_rules(index: dict[str, TopicIndex]) -> None:
-    for lang in ("en", "ko"):
-        messages = prompts.render("knowledge", lang, text="x", count="2")
-        found = parse_facts(messages[2]["content"])
-        assert len(found) == 2
-        source = messages[1]["content"]
-        assert all(quoted_span(fact, source, lang)[1] >= 0.7 for fact in found)
+def choosing(lang: str, choose: Callable[[list[str]], str | Reply]) -> Callable[[Ask], str | Reply]:
+    """A model that states the good facts, and is asked which of the offered topics each belongs to."""
+
+    def answer(ask: Ask) -> str | Reply:
+        if ask.purpose == "knowledge":
+            return facts(*GOOD[lang])
+        assert ask.purpose == "placement" and ask.json_schema is not None
+        return choose(json.loads(ask.json_schema)["properties"]["topic"]["enum"])
+
+    return answer
 
 
-def test_the_templates_fingerprint_covers_every_template(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_a_model_chooses_among_the_nearest_topics(lang: str, index: dict[str, TopicIndex]) -> None:
+    nearest = units(index, lang, facts(*GOOD[lang]))[0]
+    rows, rejects, asked = job(
+        index, lang, choosing(lang, lambda ids: json.dumps({"topic": ids[2]})), placement="choice", shortlist=4
+    )
+    assert [r.statement for r in rows] == GOOD[lang] and rejects == []
+    for row, first, ask in zip(rows, nearest, asked[1:], strict=True):
+        assert ask.json_schema is not None
+        offered = json.loads(ask.json_schema)["properties"]["topic"]["enum"]
+        assert len(offered) == 5 and offered[0] == first.topic_id and offered[-1] == "none"
+        shown = ask.messages[-1]["content"]
+        assert row.statement in shown and all(f"{i}: {index[lang].about[i]}" in shown for i in offered[:-1])
+        assert row.topic_id == offered[2] and row.similarity <= first.similarity
 
-    copy = tmp_path / "prompts"
-    shutil.copytree(PROMPTS, copy)
-    monkeypatch.setattr(prompts, "_root", lambda: copy)
-    first = prompts.templates_fingerprint()
-    seen = {first}
-    for lang in ("en", "ko"):
-        path = copy / lang / "evolve-deepen.md"
-        path.write_text(path.read_text() + " ")
-        seen.add(prompts.templates_fingerprint())
-    (copy / "ko" / "new.md").write_text("## user\nx")
-    seen.add(prompts.templates_fingerprint())
-    assert len(seen) == 4
+
+UNREADABLE = [
+    (said('{"topic": "bio'), "placement_not_json", '{"topic": "bio'),
+    (said('The topic is {"topic": "none"}'), "placement_not_json", 'The topic is {"topic": "none"}'),
+    (said(""), "placement_not_json", ""),
+    (said('{"topic": "a topic of its own"}'), "placement_not_json", '{"topic": "a topic of its own"}'),
+    (said('{"topic": ["none"]}'), "placement_not_json", '{"topic": ["none"]}'),
+    (said('{"topics": "none"}'), "placement_not_json", '{"topics": "none"}'),
+    (said('["none"]'), "placement_not_json", '["none"]'),
+    (said('{"topic": "none"}', cut=True), "placement_truncated", '{"topic": "none"}'),
+    (failed("http_400: no such grammar"), "placement_http_400", "http_400: no such grammar"),
+]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason", "raw"), UNREADABLE, ids=[f"{r.fault}{i}" for i, (r, _, _) in enumerate(UNREADABLE)]
+)
+def test_a_choice_that_cannot_be_read_is_a_reject(reply: Reply, reason: str, raw: str, index: dict[str, TopicIndex]) -> None:
+    rows, rejects, asked = job(index, "en", choosing("en", lambda ids: reply), placement="choice", tries=3)
+    assert rows == []
+    assert [(r.reason, r.raw) for r in rejects] == [(reason, f"{fact} -> {raw}") for fact in GOOD["en"]]
+    assert len(asked) == 1 + 2 * (1 if reply.error else 3)
+
+
+def test_no_topic_may_fit(index: dict[str, TopicIndex]) -> None:
+    rows, rejects, _ = job(index, "en", choosing("en", lambda ids: '{"topic": "none"}'), placement="choice")
+    assert rows == []
+    assert [(r.reason, r.raw) for r in rejects] == [("no_topic_fits", fact) for fact in GOOD["en"]]
+
+
+def test_only_facts_that_pass_are_placed(index: dict[str, TopicIndex]) -> None:
+    def answer(ask: Ask) -> str:
+        bad = "Penguins of Antarctica hunt for krill under thick sheets of ice."
+        return facts(GOOD["en"][0], bad) if ask.purpose == "knowledge" else '{"topic": "none"}'
+
+    _, rejects, asked = job(index, "en", answer, placement="choice")
+    assert [r.reason for r in rejects] == ["no_topic_fits", "not_grounded"]
+    assert [ask.id for ask in asked] == ["doc-en", "doc-en/0"]
+
+
+def test_parse_choice() -> None:
+    assert parse_choice('{"topic": "a"}', ["a", "none"]) == "a"
+    assert parse_choice('{"topic":\n"none", "why": "x"}', ["a", "none"]) == "none"
+    for text in ('{"topic": "b"}', '{"topic": null}', '{"topic": {"id": "a"}}', '"a"', "a", ""):
+        with pytest.raises(ValueError):
+            parse_choice(text, ["a", "none"])

@@ -11,6 +11,7 @@ import pytest
 from align.core.rows import EvalResult, Instruction, Response, Score
 from align.evaluate.metrics import bootstrap_interval, mean_with_interval, wins
 from align.evaluate.table import eval_results, model_table
+from tests.jobs import instruction
 
 
 def test_intervals_cover_the_true_mean_as_often_as_they_say() -> None:
@@ -78,10 +79,7 @@ def test_model_table_by_hand() -> None:
 
 
 def prompt(name: str, lang: str) -> Instruction:
-    return Instruction(
-        id=name, parent_id="k", topic_id="t", knowledge_id="k", messages=[{"role": "user", "content": "?"}], generation=0,
-        operator="generate", task_type="question", difficulty=0.1, lang=lang, split="heldout", license="CC0-1.0", pii="",
-    )  # fmt: skip
+    return instruction("?", lang, id=name, split="heldout")
 
 
 def test_results_are_joined_by_id() -> None:

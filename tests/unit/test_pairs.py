@@ -13,16 +13,14 @@ from align.core.errors import StepError
 from align.core.hashing import content_id
 from align.core.rows import Instruction, Preference, Reject, Response, Score, to_table
 from reward.pairs import PairRules, build_pair, build_pairs
+from tests.jobs import instruction
 
 RULES = PairRules(agreement="gap", threshold=0.5)
 NAN = float("nan")
 
 
 def prompt(name: str = "p") -> Instruction:
-    return Instruction(
-        id=name, parent_id="k", topic_id="t", knowledge_id="k", messages=[{"role": "user", "content": "Why?"}],
-        generation=0, operator="seed", task_type="open", difficulty=0.5, lang="en", split="train", license="CC0-1.0", pii="",
-    )  # fmt: skip
+    return instruction("Why?", id=name, topic_id="t", split="train")
 
 
 def response(index: int, name: str = "p", ids: list[int] | None = None, reason: str = "stop", text: str = "") -> Response:

@@ -30,6 +30,7 @@ models:
 engine: {kind: transformers}
 corpus: {paths: [data/*.jsonl]}
 taxonomy: {path: tree.yaml}
+instructions: {multi_turn: 0}
 reward_models:
   selector: {path: models/judge}
   validator: {train: {backbone: {path: models/backbone}}}

@@ -146,9 +146,9 @@ FAULTS = [
     ("  selector: {path: judges/a}", "  selector: {}", 9, "reward_models.selector: give either path"),
     (
         "  selector: {path: judges/a}",
-        "  judge: {path: judges/a}",
+        "  critic: {path: judges/a}",
         9,
-        "reward_models.judge: unknown key; valid here: selector, validator",
+        "reward_models.critic: unknown key; valid here: selector, validator",
     ),
     (
         "  selector: {path: judges/a}",

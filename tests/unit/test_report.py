@@ -6,11 +6,15 @@ import math
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -20,15 +24,15 @@ from synthetic_run import HOSTILE, LONG, build_run, manifest, write_recipe
 from align.builtin_models import _byte_tokenizer
 from align.core.artifact import Manifest
 from align.core.chat import Chat
-from align.core.errors import UserError
+from align.core.errors import StepError, UserError
 from align.core.rows import Preference
 from align.report import charts
 from align.report.artifacts import alternate, columns_of, folder_of, num_stages, step_names
-from align.report.charts import Bar, Interval, Series, Values
+from align.report.charts import Bar, Distribution, Interval, Series, Values
 from align.report.gather import cut, gather, readable_reject
 from align.report.headline import _conclusion, claims, verdict
 from align.report.notebook import Run, open_run, render_pair_text, visible
-from align.report.page import file_size, number, seconds, write_report
+from align.report.page import TEXT_CHARS, file_size, number, seconds, write_report
 from align.report.stages import Evaluation, correlation, response_points
 
 VOID = {"meta", "br", "wbr", "line", "circle", "rect", "polyline"}
@@ -43,7 +47,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(run_dir: Path) -> str:
     target = run_dir / "report" / "index.html"
     write_report(run_dir, target, name="synthetic & <friends>")
-    assert [p.name for p in target.parent.iterdir()] == ["index.html"]
+    assert sorted(p.name for p in target.parent.iterdir()) == ["coverage.json", "index.html"]
     return target.read_text(encoding="utf-8")
 
 
@@ -154,7 +158,169 @@ def test_the_tree_counts_empty_topics(page: str, run_dir: Path) -> None:
 def test_evolved_instructions_stand_beside_their_parents(run_dir: Path) -> None:
     evolved = gather(run_dir, "x").samples.evolved
     assert len({row.operator for row in evolved[:5]}) == 5
-    assert evolved and all(row.parent and row.child.startswith(row.parent) for row in evolved)
+    assert evolved
+    for row in evolved:
+        assert (
+            row.parent
+            and row.child[:-1] == row.parent[:-1]
+            and row.child[-1]["content"].startswith(row.parent[-1]["content"])
+        )
+
+
+def test_sample_rows_show_every_turn(run_dir: Path, page: str) -> None:
+    samples = gather(run_dir, "x").samples
+    forms = {row["form"]: row["messages"] for row in samples.instructions}
+    assert list(forms) == ["request", "input", "system prompt", "dialogue"]
+    assert [m["role"] for m in forms["dialogue"]] == ["system", "user", "assistant", "user"]
+    assert "\n\n" in forms["input"][-1]["content"]
+    text = "".join(read(page).texts)
+    evolved = [messages for row in samples.evolved for messages in (row.parent, row.child)]
+    assert any(messages[0]["role"] == "system" for messages in evolved)
+    shown = [*forms.values(), *evolved, *(row["messages"] for row in samples.examples)]
+    for role in ("system", "user", "assistant"):
+        number_of = sum(message["role"] == role for messages in shown for message in messages)
+        assert section(page, "rows").count(f"<b>{role}</b>") == number_of
+    for messages in shown:
+        for message in messages:
+            whole = message["content"]
+            assert (whole if len(whole) <= TEXT_CHARS else f"{whole[:TEXT_CHARS]}… (+{len(whole) - TEXT_CHARS:,}") in text
+
+
+# -- coverage and difficulty ------------------------------------------------------------------------------------------------
+
+
+def copied(run_dir: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    return copy
+
+
+def section(page: str, name: str) -> str:
+    """One section of the page."""
+    found = re.search(rf'<section id="{name}">.*?</section>', page, re.DOTALL)
+    assert found, name
+    return found[0]
+
+
+def report(run_dir: Path) -> str:
+    write_report(run_dir, run_dir / "page" / "r.html", name="copy")
+    return (run_dir / "page" / "r.html").read_text(encoding="utf-8")
+
+
+def rewritten(folder: Path, column: str, change: Callable[[Any], Any]) -> None:
+    """Every value of a column in a folder's files replaced."""
+    for path in [folder] if folder.is_file() else sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path)
+        place = table.schema.get_field_index(column)
+        values = pa.array([change(v) for v in table[column].to_pylist()], table.schema.field(column).type)
+        pq.write_table(table.set_column(place, table.schema.field(column), values), path)
+
+
+def test_coverage_adds_up_and_its_file_has_the_same_numbers(page: str, run_dir: Path) -> None:
+    told = json.loads((run_dir / "report" / "coverage.json").read_text())
+    text = words(section(page, "coverage"))
+    assert list(told["steps"]) == ["taxonomy", "instruct", "evolve", "sft.data", "stage1.pair", "stage2.pair"]
+    for step, of in told["steps"].items():
+        one = manifest(run_dir, folder_of(step))
+        assert (of["asked"], of["kept"]) == (one["asked"], one["rows"]), step
+        assert of.get("rejects", of.get("rejects_without_topic")) == one["rejects"], step
+        line = f"{step} {of['asked']} {of['kept']} {of['filled']} of 325 {of['entropy']:.2f} {of['effective_topics']:.1f}"
+        assert line in text, line
+    for topic in told["topics"]:
+        made = topic["steps"]["instruct"]
+        if made["asked"]:
+            assert f"{made['kept']}/{made['asked']}" in text and topic["name"] in text
+        assert (topic["id"] in told["empty"]) == (not any(of["kept"] for of in topic["steps"].values()))
+    assert f"{len(told['empty'])} of 325 topics have no row at any counted step" in text
+    assert "No topic: a unit that taxonomy rejected has none. not_grounded 9" in text
+
+
+def test_names_of_topics_and_reasons_are_escaped(tmp_path: Path, run_dir: Path) -> None:
+    copy, bad = copied(run_dir, tmp_path), f'"><b onload=x> {HOSTILE}'
+    rewritten(copy / "taxonomy/topics.parquet", "name", lambda name: f"{name} {bad}")
+    rewritten(copy / "instruct/rejects", "reason", lambda reason: reason + bad)
+    page = section(report(copy), "coverage")
+    outline = read(page)
+    assert not {tag for tag, _ in outline.tags} - {
+        "section", "h2", "h3", "p", "code", "div", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "span",
+        "b", "i", "ul", "li",
+    }  # fmt: skip
+    assert {name for _, attrs in outline.tags for name in attrs} == {"id", "class", "style", "title"}
+    assert "".join(outline.texts).count(bad) > 300
+    assert any(bad in (attrs.get("title") or "") for _, attrs in outline.tags), "reasons on hover"
+
+
+def test_a_lost_row_stops_the_report(tmp_path: Path, run_dir: Path) -> None:
+    copy = copied(run_dir, tmp_path)
+    (path,) = (copy / "evolve/data").iterdir()
+    table = pq.read_table(path)
+    pq.write_table(table.slice(1), path)
+    topic = table["topic_id"][0].as_py()
+    asked = manifest(copy, "evolve")["metrics"]["asked_by_topic"][topic]
+    with pytest.raises(StepError, match=rf"^evolve: topic {topic}: {asked} asked, \d+ kept and \d+ rejected do not add up"):
+        report(copy)
+    assert not (copy / "page").exists(), "no half of a report"
+
+
+def test_a_run_without_evolution(tmp_path: Path, run_dir: Path) -> None:
+    copy = copied(run_dir, tmp_path)
+    shutil.rmtree(copy / "evolve")
+    page = report(copy)
+    assert "Evolution: not run yet." in words(section(page, "difficulty"))
+    coverage = words(section(page, "coverage"))
+    assert "instruct 48 35" in coverage and "evolve" not in coverage and "stage2.pair" in coverage
+
+
+def test_a_run_of_an_earlier_version_says_what_it_cannot(tmp_path: Path, run_dir: Path) -> None:
+    copy = copied(run_dir, tmp_path)
+    new = {"asked_by_topic", "generations", "by_turns", "with_persona", "with_system_prompt", "by_operator", "by_task_type"}
+    for path in copy.rglob("manifest.json"):
+        found = json.loads(path.read_text())
+        kept = {name: value for name, value in found["metrics"].items() if name not in new}
+        path.write_text(json.dumps({**found, "metrics": kept}))
+    for path in copy.rglob("rejects/*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["topic_id"]), path)
+    page = report(copy)
+    text = words(section(page, "coverage"))
+    assert "Not counted by topic: instruct, evolve, sft.data, stage1.pair, stage2.pair. Their manifests do not say" in text
+    assert "taxonomy 43 30 27 of 325" in text and "instruct 48" not in text
+    difficulty = section(page, "difficulty")
+    assert "does not tell difficulty by generation" in words(difficulty) and "<svg" not in difficulty
+    assert json.loads((copy / "page" / "coverage.json").read_text())["not_counted"][0] == "instruct"
+
+
+def test_each_generation_has_a_histogram_on_the_same_axes(page: str, run_dir: Path) -> None:
+    generations = manifest(run_dir, "evolve")["metrics"]["generations"]
+    part = section(page, "difficulty")
+    figures = re.findall(r'<figure class="chart"><figcaption>([^<]*)</figcaption>(.*?)</figure>', part, re.DOTALL)
+    for title, mark in (("Measured difficulty", "difficulty"), ("Quality by the judge", "judged_quality")):
+        drawn = [figure for name, figure in figures if name == title]
+        assert len(drawn) == len(generations) == 3
+        axes = {tuple(re.findall(r'<text[^>]*class="tick \w+">([^<]*)<', figure)) for figure in drawn}
+        assert len(axes) == 1, "same labels at both axes"
+        for figure, of in zip(drawn, generations.values(), strict=True):
+            counts = of[mark]["counts"]
+            shown = [int(n) for n in re.findall(r"<title>(\d+) of \d+</title>", figure)]
+            assert shown == counts and f"mean {of[mark]['mean']:.2f}, n = {sum(counts)}" in figure
+            heights = numbers(figure, "height")
+            assert heights.index(max(heights)) == counts.index(max(counts))
+    text = words(part)
+    assert "user turns 50 with 1, 5 with 2" in text and "with a system prompt 11 of 55" in text and "follow_up 5" in text
+
+
+def test_without_a_judge_there_are_no_charts_of_its_marks(tmp_path: Path, run_dir: Path) -> None:
+    part = section(report(build_run(tmp_path / "run", until="data", judge=False)), "difficulty")
+    assert "No judge marked these instructions." in words(part)
+    assert "by the judge" not in part and part.count("Measured difficulty") == 2 * 3
+    copy = copied(run_dir, tmp_path)
+    path = copy / "evolve/manifest.json"
+    found = json.loads(path.read_text())
+    for mark in ("judged_difficulty", "judged_quality"):
+        found["metrics"]["generations"]["2"][mark] = {"mean": 0.0, "counts": [0] * 10}
+    path.write_text(json.dumps(found))
+    part = section(report(copy), "difficulty")
+    assert words(part).count("by the judge: none marked") == 2, "said of the one generation"
+    assert "No judge marked" not in part and part.count('aria-label="Quality by the judge"') == 2
 
 
 def test_points_are_joined_by_response_id(run_dir: Path) -> None:
@@ -221,6 +387,9 @@ def test_steps_and_folders(run_dir: Path) -> None:
     assert num_stages(run_dir, {"stages": [{}] * 3}) == 3
     outside = {"reward_models": {"selector": {"path": "x"}, "validator": {"train": None}}}
     assert not [n for n in step_names(run_dir, outside) if n.startswith("reward.")]
+    judged = step_names(run_dir, {"answers": {"best_by": "judge"}})
+    assert judged.index("respond") + 1 == judged.index("respond.score") == judged.index("sft.data") - 1
+    assert folder_of("respond.score") == "respond_score"
 
 
 # -- sentences --------------------------------------------------------------------------------------------------------------
@@ -314,6 +483,13 @@ def test_charts_stay_in_their_frame(points: list[tuple[float, float]]) -> None:
     inside(charts.bars("t", [Bar(str(v), abs(v), "n", "c-data", abs(v) * 2) for v in values if math.isfinite(v)]))
     whiskers = [Interval("M", v, v - 0.1, v + 0.1, "c-m0") for v in values]
     inside(charts.intervals("t", whiskers, x_label="x", guide=(0.5, "50 %")))
+
+
+@pytest.mark.parametrize("counts", [[0, 3, 5], [7], [1] * 10, [10**9, 0, 1]])
+def test_distributions_stay_in_their_frame(counts: list[int]) -> None:
+    for within in ((0.0, 1.0), (0.5, 0.5 + len(counts))):
+        for mean in within:
+            inside(charts.distribution("t", Distribution(counts, mean), within=within, highest=1.0))
 
 
 def test_no_values_is_a_note() -> None:
