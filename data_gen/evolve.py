@@ -118,7 +118,8 @@ def _child(
         if fault := elimination_reason(before, text, operator, parent.lang, fact=fact, examples=examples):
             return reject(fault, raw)
         child = yield from judged(child, prompts, JUDGE_SAMPLING, 1)
-        if child.judged_difficulty:
+        # Whole marks are often equal; then the measure decides.
+        if child.judged_difficulty not in (0.0, parent.judged_difficulty):
             marks = parent.judged_difficulty, child.judged_difficulty
     fault = elimination_reason(
         before, text, operator, parent.lang, fact=fact, examples=examples, parent_score=marks[0], child_score=marks[1]

@@ -9,6 +9,7 @@ import ast
 import json
 from typing import Any
 
+from align.engines.complete import Unfit
 from data_gen.prompts import read_object
 
 INPUT_KINDS = ("table", "json", "code")
@@ -33,7 +34,9 @@ def parse_input(text: str, kind: str) -> str:
     """The request with its input laid out below it, from a model's JSON.
 
     Raises:
-        ValueError: not JSON of the agreed shape, rows of unequal length, equal column names, or code that is no Python.
+        ValueError: not JSON of the agreed shape.
+        Unfit: `input_no_table` for rows of unequal length, empty cells or equal column names, `input_no_python` for code
+            that does not parse, does nothing or would end its fence.
     """
     data = read_object(text)
     if not isinstance(data.get("request"), str):
@@ -51,13 +54,13 @@ def _code(data: dict[str, Any]) -> str:
     code = code.strip("\n").rstrip()
     try:
         tree = ast.parse(code)
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"not Python: {error}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise Unfit("input_no_python") from error
     # A word or a number is valid Python too.
     if not any(isinstance(node, ast.Assign | ast.Call | ast.FunctionDef | ast.ClassDef) for node in ast.walk(tree)):
-        raise ValueError("the code does nothing")
+        raise Unfit("input_no_python")
     if "```" in code:
-        raise ValueError("the code would end its own fence")
+        raise Unfit("input_no_python")  # it would end its own fence
     return f"```python\n{code}\n```"
 
 
@@ -70,9 +73,9 @@ def _table(data: dict[str, Any], kind: str) -> str:
     cells = [[" ".join(str(cell).split()) for cell in row] for row in [columns, *rows]]
     names = cells[0]
     if len(names) < 2 or len(set(names)) < len(names) or not MIN_ROWS <= len(rows) <= MAX_ROWS:
-        raise ValueError("too few columns or rows, or a column twice")
+        raise Unfit("input_no_table")
     if any(len(row) != len(names) or not all(row) for row in cells):
-        raise ValueError("rows of unequal length, or empty cells")
+        raise Unfit("input_no_table")
     if kind == "json":
         records = [dict(zip(names, row, strict=True)) for row in cells[1:]]
         return f"```json\n{json.dumps(records, ensure_ascii=False, indent=1)}\n```"

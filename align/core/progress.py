@@ -46,9 +46,10 @@ class Progress:
             threading.Thread(target=self._tick, daemon=True).start()
         return self
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; `note` (a loss, say) is shown beside the rate."""
+    def advance(self, count: int = 1, note: str = "", *, earlier: bool = False) -> None:
+        """`count` more are done; `note` (a loss, say) is shown beside the rate. What was done `earlier` has no rate."""
         self._count += count
+        self._first += count if earlier else 0
         self._note = note or self._note
         if self._bar is not None:
             self._bar.update(count)

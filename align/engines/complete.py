@@ -80,10 +80,15 @@ class Unusable:
     raw: str
 
 
+class Unfit(ValueError):
+    """JSON of the agreed shape with a content that cannot be used; its text is the reject's reason."""
+
+
 def ask_parsed(ask: Ask, parse: Callable[[str], V], tries: int) -> Asking[V | Unusable]:
     """The parsed answer to `ask`, asked up to `tries` times, each with its own seed.
 
-    `parse` raises ValueError for what it cannot use. Greedy answers are all the same, so they get one try.
+    `parse` raises ValueError for what it cannot read, `Unfit` with a reason for what it can but must not use. Greedy
+    answers are all the same, so they get one try.
     """
     found = Unusable(reason="not_asked", raw="")
     for number in range(tries if ask.sampling.temperature > 0 else 1):
@@ -95,8 +100,9 @@ def ask_parsed(ask: Ask, parse: Callable[[str], V], tries: int) -> Asking[V | Un
             continue
         try:
             return parse(reply.texts[0])
-        except ValueError:
-            found = Unusable(reason="not_json", raw=reply.raw)
+        except ValueError as error:
+            reason = str(error) if isinstance(error, Unfit) else "not_json"
+            found = Unusable(reason=reason, raw=reply.raw)
     return found
 
 
@@ -115,6 +121,7 @@ class _Running:
 
     job: Job[Any, Any]
     replies: list[Reply | None] = field(default_factory=list)
+    calls: int = 0
     failed: bool = False
 
 
@@ -138,7 +145,9 @@ class Writer:
         """The engine, once something was asked."""
         return self._opened[0] if self._opened else None
 
-    def run(self, jobs: Iterable[Job[K, R]], *, label: str, total: int | None, unit: str) -> Iterator[tuple[K, R]]:
+    def run(
+        self, jobs: Iterable[Job[K, R]], *, label: str, total: int | None, unit: str, done: int = 0
+    ) -> Iterator[tuple[K, R]]:
         """Yield (key, result) of each job as it ends.
 
         An ask that cannot be tokenised or is too long for the engine is answered with an error before anything is
@@ -147,16 +156,17 @@ class Writer:
 
         Args:
             label, total, unit: what progress is shown under, out of how many, and what they are.
+            done: how many of `total` were finished before.
 
         Raises:
             ValueError: two asks at work have the same purpose and id.
             StepError: every call failed, some failed for a passing reason, or the engine left asks unanswered.
         """
         work = _Work(self, iter(jobs), self._queue)
-        with Progress(label, total, unit) as progress:
-            for ended in work.results(label):
-                progress.advance()
-                yield ended
+        with Progress(label, total, unit, done=done) as progress:
+            for running, result in work.results(label):
+                progress.advance(earlier=not running.calls)
+                yield running.job.key, result
 
     def request(self, ask: Ask) -> Request | Reply:
         """The engine's request, or why there is none."""
@@ -192,12 +202,12 @@ class _Work:
         self._waiting: deque[Request] = deque()  # the engine may take from it in a thread of its own
         self._owners: dict[str, tuple[_Running, int]] = {}
         self._requests: dict[str, Request] = {}
-        self._ended: deque[tuple[Any, Any]] = deque()
+        self._ended: deque[tuple[_Running, Any]] = deque()
         self._num_calls = self._num_answered = 0
         self._failed: list[Answered] = []
         self._passing: list[Answered] = []
 
-    def results(self, label: str) -> Iterator[tuple[Any, Any]]:
+    def results(self, label: str) -> Iterator[tuple[_Running, Any]]:
         self._begin_jobs()
         while self._running or self._ended:
             yield from self._let_out()
@@ -216,7 +226,7 @@ class _Work:
                 break
         self._judge(label)
 
-    def _let_out(self) -> Iterator[tuple[Any, Any]]:
+    def _let_out(self) -> Iterator[tuple[_Running, Any]]:
         """Results; while every call so far has failed they are held back, since then none will count."""
         while self._ended and (self._num_answered or not self._failed):
             yield self._ended.popleft()
@@ -247,7 +257,7 @@ class _Work:
             try:
                 asks = next(running.job.asking) if replies is None else running.job.asking.send(replies)
             except StopIteration as stop:
-                self._ended.append((running.job.key, stop.value))
+                self._ended.append((running, stop.value))
                 self._running -= 1
                 return
             running.replies = [None] * len(asks)
@@ -271,6 +281,7 @@ class _Work:
         self._owners[request.id] = running, place
         self._requests[request.id] = request
         self._num_calls += 1
+        running.calls += 1
         self._waiting.append(request)
         return None
 

@@ -183,9 +183,9 @@ class Context:
 
         writer = Writer(lambda: self.process.engine(model), run_seed=self.seed)
         done: dict[int, dict[int, Made]] = {}
-        label = self.step.name.replace(".sample.", " ")
-        unfinished = sum(shard.stop - shard.start for shard in self.out.pending(count))
-        for (index, place), made in writer.run(jobs(), label=label, total=unfinished, unit=unit):
+        label = self.step.name.replace(".sample.", ".sample ")
+        finished = count - sum(shard.stop - shard.start for shard in self.out.pending(count))
+        for (index, place), made in writer.run(jobs(), label=label, total=count, unit=unit, done=finished):
             done.setdefault(index, {})[place] = made
             # In order, since what a shard keeps may depend on what those before it kept.
             while shards and len(done.get(first := min(shards), ())) == len(shards[first][1]):

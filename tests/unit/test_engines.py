@@ -347,8 +347,13 @@ class Pooled(Scripted):
         self._room = room
         self._chance = random.Random(room)
         self.closed = False
+        self._streams: list[Iterator[Answered]] = []  # kept, so that none is closed by being forgotten
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
+        self._streams.append(self._answers(requests))
+        return self._streams[-1]
+
+    def _answers(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
         stream, more = iter(requests), True
         at_work: list[Request] = []
         try:
@@ -499,6 +504,17 @@ def test_a_passing_fault_leaves_its_job_without_a_result(tmp_path: Path, chat: C
     assert whole == {name: heard_by(name, n) for name, n in SIZES.items()}
     assert {"test/j1.0", "test/j14.2b", "test/j38.1", "test/j38.1b"} <= set(again.asked), "a failed call is not kept"
     assert not set(again.asked) & set(engine.asked) - {"test/j1.0", "test/j14.2b", "test/j38.1", "test/j38.1b"}
+
+
+def test_a_bad_hour_does_not_stop_the_jobs_after_it(chat: Chat) -> None:
+    """Other jobs begin even when all those under way are lost at once."""
+    lost, found = [f"j{i}.0" for i in range(3, 9)], []
+    with pytest.raises(StepError, match=r"answer: 6 of \d+ calls .* failed for a passing reason"):
+        for key, _ in writer_of(Pooled(2, fail=lost), chat, queue=2).run(
+            (Job(key=i, asking=talk(f"j{i}", 1)) for i in range(12)), label="answer", total=12, unit="jobs"
+        ):
+            found.append(key)
+    assert sorted(found) == [0, 1, 2, 9, 10, 11]
 
 
 @pytest.mark.parametrize("fault", ["http_400: bad prompt", "finished by content_filter", "vllm: refused"])

@@ -179,8 +179,10 @@ def test_the_judge_marks_and_decides_about_the_rise() -> None:
     harder, asked = grown(judge({"below which": (6, 8), "Why does salt": (3, 9)}), judge=True)
     assert [(r.judged_difficulty, r.judged_quality) for r in harder.rows] == [(3, 9), (6, 8)]
     assert [ask.purpose for ask in asked].count("judge-instruction") == 2
-    easier, _ = grown(judge({"below which": (3, 8), "Why does salt": (3, 9)}), judge=True)
+    easier, _ = grown(judge({"below which": (2, 8), "Why does salt": (3, 9)}), judge=True)
     assert [r.reason for r in easier.rejects] == ["no_rise_in_difficulty"]
+    # Equal marks leave it to the measure, which rises here.
+    assert len(grown(judge({"below which": (3, 8), "Why does salt": (3, 9)}), judge=True)[0].rows) == 2
     # A judge that cannot be read leaves it to the measure.
     mute, _ = grown(lambda ask: GOOD["en"][0], judge=True)
     assert len(mute.rows) == 2 and mute.rows[0].judged_difficulty == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.engines.complete import Ask, Reply, Unusable, ask_parsed
+from align.engines.complete import Ask, Reply, Unfit, Unusable, ask_parsed
 from data_gen.inputs import INPUT_KINDS, MAX_CELL, MAX_ROWS, input_schema, parse_input
 from tests.jobs import SAMPLING, failed, run_job, said
 
@@ -114,7 +114,8 @@ def test_what_cannot_be_used_is_told_with_its_text(kind: str, case: str, text: s
     with pytest.raises(ValueError):
         parse_input(text, kind)
     found, asked = asking(kind, text)
-    assert found == Unusable(reason="not_json", raw=text)
+    assert isinstance(found, Unusable) and found.raw == text
+    assert found.reason in ("not_json", "input_no_python" if kind == "code" else "input_no_table")
     assert len(asked) == 2
 
 
@@ -137,3 +138,11 @@ def test_schemas_ask_for_what_is_read() -> None:
     rows = json.loads(input_schema("table"))["properties"]["rows"]
     assert (rows["minItems"], rows["maxItems"], rows["items"]["items"]["maxLength"]) == (2, MAX_ROWS, MAX_CELL)
     assert set(json.loads(input_schema("code"))["properties"]) == {"request", "code"}
+
+
+def test_what_is_read_but_not_usable_says_so() -> None:
+    unequal = json.dumps({"request": "What does the table below say?", "columns": ["a", "b"], "rows": [["1"], ["2", "3"]]})
+    with pytest.raises(Unfit, match=r"^input_no_table$"):
+        parse_input(unequal, "table")
+    with pytest.raises(Unfit, match=r"^input_no_python$"):
+        parse_input(json.dumps({"request": "What does the code below do?", "code": "x = = 1"}), "code")
