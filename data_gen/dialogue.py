@@ -15,8 +15,10 @@ from align.core.rows import Instruction, Made, Reject
 from align.engines.complete import Ask, Asking
 from align.engines.protocol import Sampling
 from data_gen.answers import answer_messages, text_fault
-from data_gen.instruct import MAX_WORDS, difficulty, is_statement, written_line
+from data_gen.eliminators import copies_example, has_chatter, is_refusal
+from data_gen.instruct import MAX_WORDS, difficulty, written_line
 from data_gen.prompts import Prompts
+from data_gen.request_parts import is_statement
 from data_gen.tasks import INPUT_TASKS
 
 MAX_RESTATED = 0.6  # share of the first question's content that a follow-up may repeat
@@ -149,6 +151,10 @@ def follow_up_fault(text: str, question: str, answer: str, lang: str) -> str:
         return "too_long"
     if detect(text) != lang:
         return "off_language"
+    if is_refusal(text, lang):
+        return "refusal"
+    if has_chatter(text):
+        return "chatter"
     if is_statement(text, lang):
         return "not_a_request"
     if text in question or text in answer:
@@ -191,7 +197,10 @@ def _follow_up(row: Instruction, fact: str, prompts: Prompts, rules: DialogueRul
     asked = prompts.render("follow-up", row.lang, question=question, answer=answer)
     (reply,) = yield [Ask(id=row.id, purpose="follow-up", messages=asked, sampling=rules.sampling)]
     text, fault = written_line(reply)
-    if fault := fault or follow_up_fault(text, question, answer, row.lang):
+    fault = fault or follow_up_fault(text, question, answer, row.lang)
+    if not fault and copies_example(f"{question} {answer}", text, [m["content"] for m in asked if m["role"] == "assistant"]):
+        fault = "copied_example"
+    if fault:
         return reject(fault, reply.raw)
     return replace(
         row,

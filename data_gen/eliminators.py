@@ -14,13 +14,13 @@ from difflib import SequenceMatcher
 
 from align.core.language import detect, words
 from data_gen.contradictions import contradictory_demands, denies_premise
-from data_gen.instruct import is_statement
 from data_gen.normal_form import normal_form
 from data_gen.request_parts import (
     QUOTES,
     REWORDING,
     asks,
     content,
+    is_statement,
     points_at_nothing,
     request_and_inputs,
     sentence_list,

@@ -11,9 +11,10 @@ from align.core.language import content_units, detect, sentences, words
 from align.core.rows import Instruction, Knowledge, Made, Message, Reject
 from align.engines.complete import Ask, Asking, Job, Reply, Writer
 from align.engines.protocol import Sampling
+from data_gen.eliminators import has_chatter, is_refusal
 from data_gen.formats import draw
 from data_gen.prompts import Prompts
-from data_gen.request_parts import asks, sentence_list, stems
+from data_gen.request_parts import is_statement, stems
 from data_gen.tasks import INPUT_TASKS, Wish
 from data_gen.taxonomy import Node
 
@@ -22,7 +23,7 @@ PURPOSE = "instruct"
 # An instruction that points at a text nobody sees cannot be answered.
 _POINTS_AT_SOURCE = re.compile(
     r"\b(this|the|that|these|those) (facts?(?! that)|text|passage(?! of)|statement|sentence)\b"
-    r"|(주어진|제시된|다음|위|아래) (사실|글|문장|지문)|이 (글|사실)[은이을에]",
+    r"|(?<![가-힣])(주어진|제시된|다음|위|아래) (사실|글|문장|지문)|이 (글|사실)[은이을에]",
     re.IGNORECASE,
 )
 # What models put before a request and around it: a number or label, bold type, quotation marks.
@@ -36,19 +37,6 @@ _WRAPPED = re.compile(r"(?:\*\*)?[\"“”]?([^\"“”]*?)[\"“”]?(?:\*\*)?"
 _DEMANDS = re.compile(
     r"[,?;]|\d+|\b(why|how|while|if|compare|exactly|at least|because)\b|왜|어떻게|비교|정확히", re.IGNORECASE
 )
-_OPENING = re.compile(r"^(?:(?:now|and|but|so|then|also|ok(?:ay)?|great|thanks|thank you)[,!.]?\s+)+", re.IGNORECASE)
-# What `asks` takes for statements: further verbs, and wishes.
-_WISHES = {
-    "en": re.compile(
-        r"(?:^|,\s+)(?:please\s+)?(?:advise|assign|categori[sz]e|condense|construct|contrast|count|devise|do|"
-        r"formulate|group|highlight|map|organi[sz]e|paraphrase|point|produce|render|reword|say|schedule|set|sketch|specify|"
-        r"split|tag|take|transform|turn|weigh)\b(?!:|\s+(?:of|is|was|are|were|has|have|had|can|may|will|does|did|not)\b)"
-        r"|^(?:i|we)(?: (?:want|need|wish)|(?: would|['’]d) (?:like|love))\b|\bplease[.!]?$"
-        r"|^(?:what|when|where|which|who|whose|why|how)\b[^.!]*$",
-        re.IGNORECASE,
-    ),
-    "ko": re.compile(r"(?:싶습니다|싶어요?|궁금합니다|궁금해요?|감사하겠습니다|고맙겠습니다|부탁합니다|부탁해)[.!]?$"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +111,10 @@ def instruction_job(
             for wish in wishes
         ]
         replies = (yield asked) if asked else []
-        made = [_written(subject, wish, reply, run_seed) for wish, reply in zip(wishes, replies, strict=True)]
+        made = [
+            _written(subject, wish, ask.messages, reply, run_seed)
+            for wish, ask, reply in zip(wishes, asked, replies, strict=True)
+        ]
     return Made(
         rows=[row for row in made if isinstance(row, Instruction)],
         rejects=[row for row in made if isinstance(row, Reject)],
@@ -148,12 +139,14 @@ def _by_template(subject: Subject, wish: Wish, prompts: Prompts, run_seed: int) 
     return _row(subject, wish, text, "template", run_seed)
 
 
-def _written(subject: Subject, wish: Wish, reply: Reply, run_seed: int) -> Instruction | Reject:
+def _written(subject: Subject, wish: Wish, prompt: Sequence[Message], reply: Reply, run_seed: int) -> Instruction | Reject:
     unit = subject.unit
     key = content_id("instruct-reject", wish.id)
     text, fault = written_line(reply)
     if not fault:
         fault = instruction_fault(text, unit.statement, unit.lang, wish.task_type)
+    if not fault and copied_subject(text, f"{unit.statement} {subject.passage}", prompt, unit.lang):
+        fault = "copied_example"
     if fault:
         return Reject(id=key, reason=fault, raw=reply.raw, topic_id=unit.topic_id)
     return _row(subject, wish, text, "generate", run_seed)
@@ -173,10 +166,22 @@ def clean_instruction(text: str) -> str:
     return wrapped[1].strip() if wrapped else line
 
 
-def is_statement(text: str, lang: str) -> bool:
-    """The model answered or explained instead of asking: no sentence is a question, an imperative or a wish."""
-    found = [_OPENING.sub("", sentence) for sentence in sentence_list(text)]
-    return not any(asks(sentence) or _WISHES[lang].search(sentence) for sentence in found)
+def copied_subject(text: str, source: str, prompt: Sequence[Message], lang: str) -> bool:
+    """A request about the subject of a worked example in its prompt instead of its own source.
+
+    An example's subject is what its request has from its source; most of that in a text whose own source has none of it is
+    a copy.
+    """
+    own = content_units(source, lang)
+    said = content_units(text, lang) - own
+    turns = [message["content"] for message in prompt if message["role"] != "system"]
+    for shown, request in zip(turns[::2], turns[1::2], strict=False):
+        subject = content_units(shown.partition(":")[2], lang) & content_units(request, lang)
+        # A Korean noun with a particle is three bigrams; one or two may be a verb's ending.
+        enough = max(len(subject) // 2 + 1, 3 if lang == "ko" else 1)
+        if not subject & own and len(subject & said) >= enough:
+            return True
+    return False
 
 
 def instruction_fault(text: str, fact: str, lang: str, task_type: str) -> str:
@@ -187,6 +192,10 @@ def instruction_fault(text: str, fact: str, lang: str, task_type: str) -> str:
         return "too_long"
     if detect(text) != lang:
         return "off_language"
+    if is_refusal(text, lang):
+        return "refusal"
+    if has_chatter(text):
+        return "chatter"
     if is_statement(text, lang):
         return "not_a_request"
     if text.rstrip(".") in fact:

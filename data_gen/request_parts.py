@@ -216,3 +216,24 @@ def stems(text: str, lang: str) -> set[str]:
         return {_ENDING.sub("", _ENDING.sub("", word)) or word for word in words(text)} - REWORDING
     units = content_units(text, lang) - REWORDING
     return {_SUFFIX.sub("", re.sub(r"(?<=\w\w)(?:ie|ied)$", "y", unit)) for unit in units}
+
+
+_OPENING = re.compile(r"^(?:(?:now|and|but|so|then|also|ok(?:ay)?|great|thanks|thank you)[,!.]?\s+)+", re.IGNORECASE)
+# What `asks` takes for statements: further verbs, and wishes.
+_WISHES = {
+    "en": re.compile(
+        r"(?:^|,\s+)(?:please\s+)?(?:advise|assign|categori[sz]e|condense|construct|contrast|count|devise|do|"
+        r"formulate|group|highlight|map|organi[sz]e|paraphrase|point|produce|render|reword|say|schedule|set|sketch|specify|"
+        r"split|tag|take|transform|turn|weigh)\b(?!:|\s+(?:of|is|was|are|were|has|have|had|can|may|will|does|did|not)\b)"
+        r"|^(?:i|we)(?: (?:want|need|wish)|(?: would|['’]d) (?:like|love))\b|\bplease[.!]?$"
+        r"|^(?:what|when|where|which|who|whose|why|how)\b[^.!]*$",
+        re.IGNORECASE,
+    ),
+    "ko": re.compile(r"(?:싶습니다|싶어요?|궁금합니다|궁금해요?|감사하겠습니다|고맙겠습니다|부탁합니다|부탁해)[.!]?$"),
+}
+
+
+def is_statement(text: str, lang: str) -> bool:
+    """The model answered or explained instead of asking: no sentence is a question, an imperative or a wish."""
+    found = [_OPENING.sub("", sentence) for sentence in sentence_list(text)]
+    return not any(asks(sentence) or _WISHES[lang].search(sentence) for sentence in found)

@@ -32,8 +32,8 @@ ANSWER = {
     "ko": "수분이 적기 때문입니다. 그래서 세균이 자라지 못합니다.",
 }
 FOLLOW_UP = {
-    "en": "Does it still keep that long once the jar has been opened?",
-    "ko": "그럼 뚜껑을 연 뒤에도 그만큼 오래 가나요?",
+    "en": "Does it still last that long after somebody opens the jar?",
+    "ko": "그렇다면 병을 한 번 열고 난 다음에도 그것은 상하지 않나요?",
 }
 # A question, and what a user asks next: "+" needs the turns before it, "-" stands alone.
 LABELLED = {

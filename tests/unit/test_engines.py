@@ -506,11 +506,14 @@ def test_a_passing_fault_leaves_its_job_without_a_result(tmp_path: Path, chat: C
     assert not set(again.asked) & set(engine.asked) - {"test/j1.0", "test/j14.2b", "test/j38.1", "test/j38.1b"}
 
 
-def test_a_bad_hour_does_not_stop_the_jobs_after_it(chat: Chat) -> None:
+@pytest.mark.parametrize(
+    "fault", ["timeout: no answer", "http_408: late", "http_409: busy", "http_429: slow", "http_503: full"]
+)
+def test_a_bad_hour_does_not_stop_the_jobs_after_it(chat: Chat, fault: str) -> None:
     """Other jobs begin even when all those under way are lost at once."""
     lost, found = [f"j{i}.0" for i in range(3, 9)], []
     with pytest.raises(StepError, match=r"answer: 6 of \d+ calls .* failed for a passing reason"):
-        for key, _ in writer_of(Pooled(2, fail=lost), chat, queue=2).run(
+        for key, _ in writer_of(Pooled(2, fail=lost, fault=fault), chat, queue=2).run(
             (Job(key=i, asking=talk(f"j{i}", 1)) for i in range(12)), label="answer", total=12, unit="jobs"
         ):
             found.append(key)

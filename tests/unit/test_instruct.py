@@ -17,21 +17,21 @@ from data_gen.instruct import (
     WritingRules,
     asked_text,
     clean_instruction,
+    copied_subject,
     difficulty,
     instruction_fault,
     instruction_job,
-    is_statement,
     keyword,
     passage_around,
     split_input,
     split_of,
 )
 from data_gen.prompts import Prompts
+from data_gen.request_parts import is_statement
 from data_gen.tasks import INPUT_TASKS, LEVELS, PLAIN_TASKS, Wish
 from data_gen.taxonomy import Node
 from tests.jobs import FACTS, SAMPLING, TEXTS, failed, run_job, said, unit
 
-FACT = FACTS
 GOOD = {
     "en": [
         "Why does honey keep for years?",
@@ -97,7 +97,7 @@ def test_clean_instruction(raw: str, clean: str) -> None:
 @pytest.mark.parametrize("lang", ["en", "ko"])
 def test_good_instructions_have_no_fault(lang: str) -> None:
     for text in GOOD[lang]:
-        assert instruction_fault(text, FACT[lang], lang, "question") == ""
+        assert instruction_fault(text, FACTS[lang], lang, "question") == ""
         row = made(said(f"Question: {text}\nmore", cut=True), lang)  # cut in a further line: the first one is whole
         assert isinstance(row, Instruction)
         assert row.messages == [{"role": "user", "content": text}]
@@ -123,18 +123,18 @@ def test_good_instructions_have_no_fault(lang: str) -> None:
     ],
 )
 def test_each_fault(lang: str, text: str, fault: str) -> None:
-    assert instruction_fault(text, FACT[lang], lang, "question") == fault
+    assert instruction_fault(text, FACTS[lang], lang, "question") == fault
     rejected = made(text, lang)
     assert isinstance(rejected, Reject)
     assert (rejected.reason, rejected.raw, rejected.topic_id) == (fault, text, "honey")
 
 
 def test_what_repeats_the_fact_or_answers_is_no_instruction() -> None:
-    for text in (FACT["en"], FACT["en"].rstrip("."), "honey is sweet and keeps for years."):
-        assert instruction_fault(text, "Well, " + FACT["en"], "en", "question") in ("copies_the_fact", "not_a_request")
-    assert instruction_fault(FACT["ko"], FACT["ko"], "ko", "question") in ("copies_the_fact", "not_a_request")
+    for text in (FACTS["en"], FACTS["en"].rstrip("."), "honey is sweet and keeps for years."):
+        assert instruction_fault(text, "Well, " + FACTS["en"], "en", "question") in ("copies_the_fact", "not_a_request")
+    assert instruction_fault(FACTS["ko"], FACTS["ko"], "ko", "question") in ("copies_the_fact", "not_a_request")
     # Words of the fact inside a real question are no copy.
-    assert instruction_fault("What stops bacteria from growing?", FACT["en"], "en", "question") == ""
+    assert instruction_fault("What stops bacteria from growing?", FACTS["en"], "en", "question") == ""
 
 
 def test_faults_of_the_call_itself() -> None:
@@ -147,13 +147,13 @@ def test_faults_of_the_call_itself() -> None:
 
 def test_longest_allowed_instruction() -> None:
     text = "Why does honey keep " + "years " * (MAX_WORDS - 4)
-    assert instruction_fault(text, FACT["en"], "en", "question") == ""
-    assert instruction_fault(text + "more", FACT["en"], "en", "question") == "too_long"
+    assert instruction_fault(text, FACTS["en"], "en", "question") == ""
+    assert instruction_fault(text + "more", FACTS["en"], "en", "question") == "too_long"
 
 
 def test_keyword_is_the_longest_term_that_the_fact_names() -> None:
-    assert keyword(FACT["en"], TOPIC, "en") == "Water content"
-    assert keyword(FACT["ko"], TOPIC, "ko") == "수분"
+    assert keyword(FACTS["en"], TOPIC, "en") == "Water content"
+    assert keyword(FACTS["ko"], TOPIC, "ko") == "수분"
     assert keyword("Penguins hunt krill.", TOPIC, "en") == "Bees and honey"
 
 
@@ -164,7 +164,7 @@ def test_templates_name_the_key_term(lang: str, task_type: str) -> None:
     (row,) = result.rows
     assert asked == []
     text = row.messages[0]["content"]
-    assert keyword(FACT[lang], TOPIC, lang) in text and TOPIC.name[lang] in text
+    assert keyword(FACTS[lang], TOPIC, lang) in text and TOPIC.name[lang] in text
     assert (row.operator, row.task_type, row.lang, row.split) == ("template", task_type, lang, "sft")
 
 
@@ -454,11 +454,12 @@ def test_worked_examples_are_what_they_ask_for(lang: str, task_type: str) -> Non
 
 @pytest.mark.parametrize("task_type", INPUT_TASKS)
 def test_only_a_request_with_an_input_may_point_at_it(task_type: str) -> None:
-    assert instruction_fault("What does the text say about penguins?", FACT["en"], "en", task_type) == ""
-    assert instruction_fault("What does the text say about honey?", FACT["en"], "en", "question") == "refers_to_source"
-    assert instruction_fault("아래 글을 요약해 주세요.", FACT["ko"], "ko", task_type) == ""
+    assert instruction_fault("What does the text say about penguins?", FACTS["en"], "en", task_type) == ""
+    assert instruction_fault("What does the text say about honey?", FACTS["en"], "en", "question") == "refers_to_source"
+    assert instruction_fault("아래 글을 요약해 주세요.", FACTS["ko"], "ko", task_type) == ""
     assert (
-        instruction_fault("아래 글에서 꿀이 상하지 않는 까닭을 찾아 주세요.", FACT["ko"], "ko", "list") == "refers_to_source"
+        instruction_fault("아래 글에서 꿀이 상하지 않는 까닭을 찾아 주세요.", FACTS["ko"], "ko", "list")
+        == "refers_to_source"
     )
 
 
@@ -484,7 +485,7 @@ def test_a_plain_request_stands_alone(lang: str, task_type: str) -> None:
     (row,) = result.rows
     assert "\n" not in row.messages[0]["content"] and row.messages[0]["content"].startswith(GOOD[lang][0])
     assert (row.messages[0]["content"] == GOOD[lang][0]) == (task_type != "format")
-    assert ask.messages[-1]["content"].endswith(FACT[lang])
+    assert ask.messages[-1]["content"].endswith(FACTS[lang])
     assert (row.task_type, row.answer_lang, row.operator) == (task_type, lang, "generate")
 
 
@@ -591,3 +592,29 @@ def test_a_passage_is_whole_sentences() -> None:
     assert passage("One. Two. Three.", "What two and three say.", 100, "Two. Three.") == "Two. Three.", "from the quote on"
     long = "아주 긴 문장은 그대로 둔다" + "고 말했다" * 100 + "."
     assert passage(long + " 다음 문장.", long, 100) == long, "a first sentence is never cut"
+
+
+@pytest.mark.parametrize(
+    ("lang", "task_type", "text"),
+    [
+        ("en", "extract", "Find the reason that the text below gives for the long life of honey."),
+        ("en", "plan", "Make a plan for a trip along the Seine from Paris to Le Havre."),
+        ("ko", "extract", "아래 글에서 에펠탑의 높이를 찾아 주세요."),
+    ],
+)
+def test_a_request_about_a_worked_example_is_a_copy(lang: str, task_type: str, text: str) -> None:
+    sleep = {
+        "en": "Deep sleep repairs the body, and dreams come in another stage. Both return several times in a night.",
+        "ko": "깊은 잠은 몸을 회복시키고 꿈은 다른 단계에서 꾼다. 두 단계는 하룻밤에 여러 번 되풀이된다.",
+    }
+    prompt = Prompts().render(f"instruct-{task_type}", lang, brief="", fact=sleep[lang], passage=sleep[lang])
+    assert copied_subject(text, sleep[lang], prompt, lang)
+    assert not copied_subject(text, f"{sleep[lang]} {text}", prompt, lang), "a source may be about the same thing"
+    own = {"en": "Find the two stages of sleep that the text below names.", "ko": "아래 글에서 잠의 두 단계를 찾아 주세요."}
+    assert not copied_subject(own[lang], sleep[lang], prompt, lang)
+
+
+def test_apologies_and_chatter_are_no_instructions() -> None:
+    assert instruction_fault("I'm sorry, but I cannot answer what honey is.", FACTS["en"], "en", "question") == "refusal"
+    sure = "Sure, here is a question: Why does honey keep for years?"
+    assert instruction_fault(sure, FACTS["en"], "en", "question") == "chatter"
