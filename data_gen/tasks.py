@@ -48,10 +48,13 @@ class Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class WishRules:
-    """How many instructions are asked of what; the recipe's section `instructions` says what each is for."""
+    """How many instructions are asked of what; the recipe's section `instructions` says what each is for.
+
+    `per_unit` and `task_types` are by language.
+    """
 
     per_unit: Mapping[str, int]
-    task_types: Sequence[str]
+    task_types: Mapping[str, Sequence[str]]
     per_topic: int | None
     max_per_unit: int
     topic_weights: Mapping[str, float]
@@ -94,14 +97,15 @@ def wishes(
     def draw(what: str, number: int) -> int:
         return derive_seed(run_seed, what, unit.id, number)
 
-    start = derive_seed(run_seed, "task-type", unit.id) % len(rules.task_types)
+    types = rules.task_types[unit.lang]
+    start = derive_seed(run_seed, "task-type", unit.id) % len(types)
     for i in range(count):
         has_persona = unit_interval(run_seed, "has-persona", unit.id, i) < rules.personas
         has_system = unit_interval(run_seed, "has-system", unit.id, i) < rules.system_prompts
         yield Wish(
             unit=unit,
-            task_type=rules.task_types[(start + i) % len(rules.task_types)],
-            number=i // len(rules.task_types),
+            task_type=types[(start + i) % len(types)],
+            number=i // len(types),
             persona=personas[draw("persona", i) % len(personas)] if has_persona else "",
             level=rules.levels[draw("level", i) % len(rules.levels)] if rules.levels else "",
             system=system_prompts[draw("system", i) % len(system_prompts)] if has_system else "",

@@ -126,7 +126,8 @@ class OpenAIEngine:
         async with AsyncOpenAI(
             base_url=self._base_url, api_key=key, timeout=self._timeout_s, max_retries=self._max_retries
         ) as client:
-            tasks = {asyncio.create_task(work(client)) for _ in range(self._max_concurrency)}
+            everyone = {asyncio.create_task(work(client)) for _ in range(self._max_concurrency)}
+            tasks = everyone
             try:
                 while tasks and not stop.is_set():
                     done, tasks = await asyncio.wait(tasks, timeout=0.2, return_when=asyncio.FIRST_EXCEPTION)
@@ -135,7 +136,8 @@ class OpenAIEngine:
             finally:
                 for task in tasks:
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                # All of them: several may have failed, and each error must be looked at.
+                await asyncio.gather(*everyone, return_exceptions=True)
 
     async def _answer(self, client: AsyncOpenAI, request: Request, key: str) -> Answered:
         import openai

@@ -120,6 +120,10 @@ Task = Literal[
 ]  # fmt: skip
 
 
+# What a passage of the document answers as it stands: where answers are passages, nothing else is asked.
+PASSAGE_TASKS = ("question", "explain", "list")
+
+
 class InstructionsSpec(Strict):
     """Instructions asked of (topic, knowledge unit, task type, persona, language, difficulty)."""
 

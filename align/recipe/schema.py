@@ -27,6 +27,7 @@ from align.recipe.base import (
     Strict,
 )
 from align.recipe.data import (
+    PASSAGE_TASKS,
     AnswersSpec,
     CorpusSpec,
     EvolutionSpec,
@@ -184,8 +185,14 @@ class Recipe(Strict):
         for where, given in by_language:
             if missing := [lang for lang in self.corpus.languages if lang not in given]:
                 raise ValueError(f"{where}: say how for language {', '.join(missing)} too")
+        for lang in self.corpus.languages:
+            if self.answers.writer[lang] == "document" and not {*PASSAGE_TASKS} & {*self.instructions.task_types}:
+                raise ValueError(
+                    f"instructions.task_types: answers.writer gives passages in {lang}, which answer only "
+                    f"{', '.join(PASSAGE_TASKS)}; name one of these, or let the model answer"
+                )
         if "translate" in self.instructions.task_types:
-            for lang in self.corpus.languages:
+            for lang in (lang for lang in self.corpus.languages if self.answers.writer[lang] != "document"):
                 other = OTHER_LANGUAGE[lang]
                 if {str(key): how for key, how in self.answers.writer.items()}.get(other) != "model":
                     raise ValueError(

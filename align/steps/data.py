@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from data_gen.novelty import Novelty
 
 from align.core.artifact import read_rows
 from align.core.errors import UserError
@@ -17,16 +17,19 @@ from align.core.hashing import short_hash
 from align.core.rows import Document, Instruction, Knowledge, Made, Reject, Response, Score, SftExample, Topic, to_table
 from align.engines.complete import Asking, Job, Writer
 from align.recipe.base import BASE_MODEL
+from align.recipe.data import PASSAGE_TASKS
 from align.steps.context import Context, InStep, by_language, sampling
 from align.steps.table import model_path, splits
 from data_gen import answers, auto_evolve, dialogue, evolve, instruct, knowledge, tasks
 from data_gen.corpus import Reading, Rules
 from data_gen.coverage import entropy, histogram
 from data_gen.embedding import Embedder
+from data_gen.novelty import Novelty
 from data_gen.placement import TopicIndex
 from data_gen.sources import count_records, read_dataset, read_files, renamed
 from data_gen.taxonomy import Taxonomy, load_taxonomy
 
+log = logging.getLogger(__name__)
 DOCUMENT_SHARD = 4096  # records: some ten megabytes
 
 
@@ -103,7 +106,7 @@ def run_instruct(ctx: Context) -> None:
         raise UserError(f"instructions.topic_weights: the taxonomy has no topic, field or domain {unknown[0]}")
     shares = splits(ctx.recipe)
     asked = tasks.WishRules(
-        per_unit=by_language(spec.per_unit), task_types=spec.task_types, per_topic=spec.per_topic,
+        per_unit=by_language(spec.per_unit), task_types=_task_types(ctx), per_topic=spec.per_topic,
         max_per_unit=spec.max_per_unit,
         topic_weights=spec.topic_weights, personas=spec.personas, levels=spec.levels, system_prompts=spec.system_prompts,
     )  # fmt: skip
@@ -136,6 +139,17 @@ def run_instruct(ctx: Context) -> None:
         rows, repeated = seen.new(rows)
         ctx.write_made(shard, part, made, rows, rejects + repeated)
     ctx.finish(asked_by_topic=ctx.asked_by_topic(), **_counts(ctx), **ctx.engine_flags(BASE_MODEL))
+
+
+def _task_types(ctx: Context) -> dict[str, tuple[str, ...]]:
+    """The task types of each language: where answers are passages, only those that a passage answers."""
+    spec, writer = ctx.recipe.instructions, by_language(ctx.recipe.answers.writer)
+    found: dict[str, tuple[str, ...]] = {}
+    for lang in map(str, ctx.recipe.corpus.languages):
+        found[lang] = tuple(task for task in spec.task_types if writer[lang] != "document" or task in PASSAGE_TASKS)
+        if len(found[lang]) < len(spec.task_types):
+            log.info("%s: answers in %s are passages, so it is asked %s only", ctx.step.name, lang, ", ".join(found[lang]))
+    return found
 
 
 def _unit_instructions(

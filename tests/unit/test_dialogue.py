@@ -330,6 +330,10 @@ def test_korean_words_that_only_seem_to_point_back(text: str, needs: bool) -> No
         ("ko", "그것은 왜 " + "아주 " * MAX_WORDS + "오래 가나요?", "too_long"),
         ("en", FOLLOW_UP["ko"], "off_language"),
         ("ko", FOLLOW_UP["en"], "off_language"),
+        ("en", "I'm sorry, but I cannot answer that.", "refusal"),
+        ("ko", "죄송합니다. 그 질문에는 답변해 드릴 수 없습니다.", "refusal"),
+        ("en", "Sure! How long does it keep?", "chatter"),
+        ("ko", "물론입니다. 그것은 얼마나 오래 가나요?", "chatter"),
         ("en", "It keeps for so long because it holds little water.", "not_a_request"),
         ("ko", "그것은 수분이 적어서 오래 갑니다.", "not_a_request"),
         ("en", QUESTION["en"], "repeats_earlier_turn"),
@@ -422,6 +426,14 @@ def test_each_failure_is_a_reject(answer: str | Reply, follow_up: str | Reply, r
     made, asked = job([instruction(QUESTION["en"])], said_by(answer, follow_up))
     assert [(r.reason, r.raw, r.topic_id) for r in made.rejects] == [(reason, raw, "honey")]
     assert list(made.rows) == [] and len(asked) == (1 if "answer" in reason else 2)
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_a_worked_example_is_not_taken_for_an_answer(lang: str) -> None:
+    shown = PROMPTS.render("follow-up", lang, question="x", answer="x")
+    for example in [m["content"] for m in shown if m["role"] == "assistant"]:
+        made, _ = job([instruction(QUESTION[lang], lang)], said_by(ANSWER[lang], example), lang)
+        assert [r.reason for r in made.rejects] == ["follow_up_copied_example"]
 
 
 def test_a_copied_label_is_taken_off() -> None:

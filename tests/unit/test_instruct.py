@@ -25,6 +25,7 @@ from data_gen.instruct import (
     passage_around,
     split_input,
     split_of,
+    wish_messages,
 )
 from data_gen.prompts import Prompts
 from data_gen.request_parts import is_statement
@@ -427,8 +428,11 @@ GIVEN = [(lang, task, about, text) for lang, of in REQUESTS.items() for task, te
 
 @pytest.mark.parametrize(("lang", "task_type", "about", "text"), GIVEN, ids=[f"{g[0]}-{g[1]}" for g in GIVEN])
 def test_a_strong_models_requests_pass(lang: str, task_type: str, about: str, text: str) -> None:
-    assert instruction_fault(text, ABOUT[about][lang], lang, task_type) == ""
+    fact = ABOUT[about][lang]
+    assert instruction_fault(text, fact, lang, task_type) == ""
     assert clean_instruction(text) == text
+    subject = Subject(unit=unit(lang, statement=fact), topic=TOPIC, passage=fact, split="sft")
+    assert not copied_subject(text, fact, wish_messages(subject, wished(lang, task_type), PROMPTS), lang)
 
 
 def test_there_are_requests_of_every_task_type() -> None:

@@ -462,3 +462,15 @@ def test_a_recipe_may_move_with_its_folder(path: Path, tmp_path: Path) -> None:
     shutil.copy(path, other)
     assert load_recipe(other / "recipe.yaml").models["base"].path == str(other / "models/base")
     assert load_recipe(other / "recipe.yaml").sft == load_recipe(path).sft
+
+
+def test_passages_answer_only_what_a_passage_can() -> None:
+    passages = ["answers.writer={en: document, ko: document}"]
+    with pytest.raises(UserError, match=r"answers.writer gives passages in en, which answer only question, explain, list"):
+        load_recipe(Path(__file__).parents[2] / "recipes/proxy.yaml", [*passages, "instructions.task_types=[code, plan]"])
+    assert load_recipe(Path(__file__).parents[2] / "recipes/proxy.yaml", [*passages, "instructions.task_types=[code, list]"])
+    with pytest.raises(UserError, match=r"translate asks for answers in ko, so answers.writer needs ko: model"):
+        load_recipe(
+            Path(__file__).parents[2] / "recipes/proxy.yaml",
+            ["answers.writer={en: model, ko: document}", "instructions.task_types=[question, translate]"],
+        )

@@ -32,7 +32,8 @@ def rules(**changes: Any) -> WishRules:
         "per_unit": {"en": 2, "ko": 1}, "task_types": TASKS, "per_topic": None, "max_per_unit": 8, "topic_weights": {},
         "personas": 0.3, "levels": LEVELS, "system_prompts": 0.2,
     }  # fmt: skip
-    return WishRules(**options | changes)
+    options |= changes
+    return WishRules(**{**options, "task_types": dict.fromkeys(("en", "ko"), options["task_types"])})
 
 
 def numbers(count: int, lang: str = "en", *, seed: int = SEED, **changes: Any) -> list[int]:
