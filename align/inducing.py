@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from align.runner import Run, execute
 from align.steps.context import Process
 from align.steps.table import load_prompts
 from data_gen.induce import Namer, induce, side_by_side, write_tree
-from data_gen.prompts import Prompts, fields
+from data_gen.prompts import Prompts, fields, read_object
 
 SAMPLE = 20_000  # documents that grouping holds in memory
 NAMING = Sampling(temperature=0.0, max_tokens=96)
@@ -85,7 +84,7 @@ def parse_name(text: str) -> tuple[str, str]:
     Raises:
         ValueError: not JSON of the agreed shape.
     """
-    data = json.loads(text, strict=False)
-    if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in ("name", "definition")):
+    data = read_object(text)
+    if not all(isinstance(data.get(key), str) for key in ("name", "definition")):
         raise ValueError("no name and definition")
     return data["name"], data["definition"]

@@ -23,6 +23,7 @@ from data_gen.tasks import INPUT_TASKS
 PURPOSE = "answer"
 # Their answers have a form of their own, which the usual "in two or three sentences" would contradict.
 _OWN_FORM = ("code", "format", "list", "plan", "role_play")
+REFUSAL_CHARS = 4000  # a refusal comes first; a long answer need not be read to its end for it
 # Of the content of an answer that was rewritten from a passage, the share that must be the passage's.
 MIN_REWRITTEN = 0.4
 _FENCED = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
@@ -144,7 +145,7 @@ def text_fault(text: str, lang: str, max_repetition: float) -> str:
     prose = "" if text.startswith(("{", "[")) else _FENCED.sub("", text)
     if detect(text) != lang and detect(prose) != lang and (prose == text or any(letter_counts(prose))):
         return "off_language"
-    if is_refusal(text, lang):
+    if is_refusal(text[:REFUSAL_CHARS], lang):
         return "refusal"
     if repetition(text) > max_repetition:
         return "repetitive"
@@ -155,13 +156,15 @@ def answer_fault(response: Response, instruction: Instruction, max_repetition: f
     """Why an answer is not fit for the SFT set, or an empty text."""
     if response.text and response.finish_reason != "stop":
         return "truncated"
-    if fault := text_fault(response.text, instruction.answer_lang, max_repetition):
-        return fault
+    fault = text_fault(response.text, instruction.answer_lang, max_repetition)
+    return fault or demand_fault(response.text, instruction)
+
+
+def demand_fault(text: str, instruction: Instruction) -> str:
+    """The first format demand of an instruction's last turn that an answer breaks, or an empty text."""
     request, _ = split_input(instruction.messages[-1]["content"])
-    for demand in demands(request, instruction.lang):
-        if fault := broken(demand, response.text, instruction.answer_lang):
-            return fault
-    return ""
+    faults = (broken(demand, text, instruction.answer_lang) for demand in demands(request, instruction.lang))
+    return next((fault for fault in faults if fault), "")
 
 
 def sft_set(

@@ -20,12 +20,16 @@ from data_gen.instruct import difficulty, split_input, written_line
 from data_gen.prompts import Prompts
 
 SHOWN_FAILURES = 8  # what an optimiser with a short context can read
+FAILURE_CHARS = 200
 MAX_METHOD_CHARS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """An evolving method, the share of the development set that it failed on, and by what."""
+    """An evolving method, the share of the development set that it failed on, and by what.
+
+    One without text stands for a round in which the optimiser gave none; its reason says why.
+    """
 
     text: str
     round: int
@@ -50,7 +54,7 @@ def optimised(
     for number in range(1, rounds + 1):
         if not failures:
             break
-        shown = "\n".join(failures[:SHOWN_FAILURES])
+        shown = "\n".join(failure[:FAILURE_CHARS] for failure in failures[:SHOWN_FAILURES])
         ask = Ask(
             id=f"{lang}/{number}",
             purpose="auto-optimize",
@@ -59,6 +63,8 @@ def optimised(
             n=candidates,
         )
         (reply,) = yield [ask]
+        if reply.error:
+            tried.append(Method(text="", round=number, failure_rate=1.0, reasons={reply.fault: len(dev)}))
         known = {method.text for method in tried}
         for text in dict.fromkeys(text.strip()[:MAX_METHOD_CHARS] for text in reply.texts):
             if text and text not in known:

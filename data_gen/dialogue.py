@@ -14,7 +14,7 @@ from align.core.language import content_units, detect, words
 from align.core.rows import Instruction, Made, Reject
 from align.engines.complete import Ask, Asking
 from align.engines.protocol import Sampling
-from data_gen.answers import answer_messages, text_fault
+from data_gen.answers import answer_messages, demand_fault, text_fault
 from data_gen.eliminators import copies_example, has_chatter, is_refusal
 from data_gen.instruct import MAX_WORDS, difficulty, written_line
 from data_gen.prompts import Prompts
@@ -191,7 +191,8 @@ def _follow_up(row: Instruction, fact: str, prompts: Prompts, rules: DialogueRul
 
     messages = answer_messages(row, fact if rules.grounded else None, prompts)
     (reply,) = yield [Ask(id=row.id, purpose="first-answer", messages=messages, sampling=rules.answer_sampling)]
-    if fault := reply.fault or text_fault(reply.texts[0], row.answer_lang, rules.max_repetition):
+    fault = reply.fault or text_fault(reply.texts[0], row.answer_lang, rules.max_repetition)
+    if fault := fault or demand_fault(reply.texts[0], row):
         return reject(f"answer_{fault}", reply.raw)
     question, answer = row.messages[-1]["content"], reply.texts[0]
     asked = prompts.render("follow-up", row.lang, question=question, answer=answer)

@@ -13,14 +13,13 @@ from align.core.hashing import content_id, derive_seed, unit_interval
 from align.core.rows import Instruction, Made, Reject
 from align.engines.complete import Ask, Asking, Job, Unusable, Writer, ask_parsed
 from align.engines.protocol import Sampling
-from data_gen.eliminators import elimination_reason
+from data_gen.eliminators import BREADTH, elimination_reason
 from data_gen.inputs import INPUT_KINDS, input_schema, parse_input
 from data_gen.instruct import difficulty, split_input, written_line
 from data_gen.judge import judged
 from data_gen.prompts import Prompts
 
 AUTO = "auto"
-BREADTH = "breadth"
 COMPLICATE = "complicate_input"
 INPUT_TOKENS = 256  # at least, for a request with a table or code; other operators need one line
 JUDGE_SAMPLING = Sampling(temperature=0.0, max_tokens=32)
@@ -108,7 +107,7 @@ def _child(
         messages=[*parent.messages[:-1], {"role": "user", "content": text}],
         generation=parent.generation + 1,
         operator=operator,
-        difficulty=difficulty(text),
+        difficulty=difficulty(split_input(text)[0]),
         judged_difficulty=0.0,
         judged_quality=0.0,
     )
@@ -118,8 +117,10 @@ def _child(
         if fault := elimination_reason(before, text, operator, parent.lang, fact=fact, examples=examples):
             return reject(fault, raw)
         child = yield from judged(child, prompts, JUDGE_SAMPLING, 1)
-        # Whole marks are often equal; then the measure decides.
-        if child.judged_difficulty not in (0.0, parent.judged_difficulty):
+        # Whole marks are often equal; then the measure decides, unless there is no higher mark.
+        if (
+            child.judged_difficulty and child.judged_difficulty != parent.judged_difficulty
+        ) or child.judged_difficulty == 10:
             marks = parent.judged_difficulty, child.judged_difficulty
     fault = elimination_reason(
         before, text, operator, parent.lang, fact=fact, examples=examples, parent_score=marks[0], child_score=marks[1]

@@ -119,13 +119,13 @@ _ITEM = re.compile(r"^([ \t]*)(?:#+ |\*\*)?\(?\d{1,3}[.)](?:\*\*)?[ \t]+\S", re.
 _DIVIDER = re.compile(r"^[ \t]*(?:[*_-][ \t]*){3,}$", re.M)
 _TITLE = re.compile(r"\s*(?:#[^\n]*|\*\*[^\n]*\*\*)\s*")
 # Full stops that end no sentence, and marks of which only the meaning tells whether one ends.
-_DOTTED = r"(?:[A-Z]|(?:[A-Za-z]\.)+[A-Za-z]|etc|al|Inc|Ltd|Co|Corp|Jr|Sr|Ph\.D)"
+_DOTTED = r"(?:[A-Z]|(?<![A-Za-z]\.)(?:[A-Za-z]\.)+[A-Za-z]|etc|al|Inc|Ltd|Co|Corp|Jr|Sr|Ph\.D)"
 _NO_END = re.compile(
     r"\b(?:e\.g|i\.e|cf|vs|viz|ca|approx|est|pp|vol|eds?|[Ff]igs?|[Ee]qs?|Dr|Mrs?|Ms|Prof|St|Mt|Gen|Sen|Rep|Gov|Capt|Col|Lt|Rev"
     rf"|Hon)\.(?=\s)|\b(?:[Nn]os?|p|Ch|Sec|Art|A\.D)\.(?=\s+\d)|\b{_DOTTED}\.(?=\s+[a-z(])"
 )
 _UNCLEAR = re.compile(
-    rf"\b(?:{_DOTTED}|\d{{1,2}})\.(?=\s)|(?:\.{{2,}}|[!?])(?=\s+[a-z])|[.!?](?=[\"”’')]+\s+[a-z])|\.{{2,}}(?=\s+[가-힣])"
+    rf"\b(?:{_DOTTED}|\d{{1,2}})\.(?=\s)|(?:(?<!\.)\.{{2,}}|[!?])(?=\s+[a-z])|[.!?](?=[\"”’')]+\s+[a-z])|(?<!\.)\.{{2,}}(?=\s+[가-힣])"
 )
 _QUOTED = re.compile(r"[\"“][^\"“”\n]*[.!?]\s[^\"“”\n]*?(?=[.!?]?[\"”])")
 

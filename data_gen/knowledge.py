@@ -14,6 +14,7 @@ from itertools import islice
 
 import numpy as np
 
+from align.core.artifact import SHARD_SIZE
 from align.core.hashing import content_id
 from align.core.language import content_units, detect, sentences
 from align.core.rows import Document, Knowledge, Made, Reject
@@ -27,7 +28,7 @@ MAX_CHARS = 200
 STATES = ".!。"  # what a statement ends with
 ENDS = STATES + "?\"'”’)]"  # what a sentence does, and a heading does not
 PURPOSE = "knowledge"
-BATCH = 512  # documents placed together: each is compared with the others of its batch
+BATCH = SHARD_SIZE  # documents placed together: each is compared with the others of its batch
 NONE = "none"
 
 

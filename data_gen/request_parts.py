@@ -17,6 +17,7 @@ _FENCE = re.compile(r"^[ \t]*(```|~~~)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)|```([
 _TABLE = re.compile(
     r"^[^\n|]*\|[^\n]*\n[ \t]*\|?[ \t]*:?-+:?[ \t]*\|[-:| \t]*(?:\n|\Z)(?:^[^\n]*\|[^\n]*(?:\n|\Z))*", re.MULTILINE
 )
+MAX_BRACKETS = 50  # looked at for the beginning of JSON; text that is nothing but brackets is none
 _BRACKET = re.compile(r"[\[{]")
 _MARKED = re.compile(
     r"(?is)>.*|\"\"\".*|[\"“”'‘「『«].*[\"”'’」』»](?:\s*[(—–-][^\n]*)?[.,]?"
@@ -131,7 +132,9 @@ def request_and_inputs(text: str) -> tuple[str, list[Carried]]:
         return "\n\n"
 
     rest, place = _TABLE.sub(table, _FENCE.sub(fence, text)), 0
-    while opening := _BRACKET.search(rest, place):
+    for _ in range(MAX_BRACKETS):
+        if (opening := _BRACKET.search(rest, place)) is None:
+            break
         place = opening.start()
         if end := _json_end(rest, place):
             found.append(Carried("json", rest[place:end]))

@@ -1,7 +1,7 @@
 """What instructions are asked for: task types, personas, levels, system prompts, and how many of each topic.
 
 An instruction is asked of (topic, knowledge unit, task type, persona, language, difficulty). All draws are by hash of the
-unit's id, so that more documents never change what is asked of the others.
+unit's id, so that more documents never change what is asked of the others, unless a quota divides it anew.
 """
 
 from __future__ import annotations

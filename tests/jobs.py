@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from align.core.chat import Chat
+from align.core.journal import Journal
 from align.core.rows import Document, Instruction, Knowledge, Response
-from align.engines.complete import Ask, Asking, Reply
-from align.engines.protocol import Completion, Sampling
+from align.engines.complete import Ask, Asking, Job, Reply, Writer
+from align.engines.protocol import Completion, Engine, Sampling
 
 R = TypeVar("R")
 
@@ -83,3 +86,25 @@ def response(prompt_id: str, text: str, **changes: Any) -> Response:
         finish_reason="stop", num_tokens=1,
     )  # fmt: skip
     return replace(made, **changes)
+
+
+def complete(
+    engine: Engine, chat: Chat, asks: Sequence[Ask], *, run_seed: int, journal: Journal, label: str
+) -> dict[str, Reply]:
+    """The reply to each ask, in the order of `asks`.
+
+    Raises:
+        ValueError: two asks have the same id.
+        StepError: as `Writer.run`.
+    """
+    if twice := [ask_id for ask_id, count in Counter(ask.id for ask in asks).items() if count > 1]:
+        raise ValueError(f"{label}: ask id {twice[0]} occurs more than once")
+
+    def one(ask: Ask) -> Asking[Reply]:
+        (reply,) = yield [ask]
+        return reply
+
+    writer = Writer(lambda: (engine, chat), run_seed=run_seed)
+    jobs = [Job(key=ask.id, asking=one(ask), journal=journal) for ask in asks]
+    replies = dict(writer.run(jobs, label=label, total=len(asks), unit="prompts"))
+    return {ask.id: replies[ask.id] for ask in asks}

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -201,8 +201,16 @@ class StepFolder:
                 shutil.rmtree(folder)
             self.work.mkdir(parents=True)
             found = {"seconds": 0.0}
+        self._drop_half_shards()
         self._earlier_seconds = float(found["seconds"])
         self._save_seconds()
+
+    def _drop_half_shards(self) -> None:
+        """Files of shards that were being written when the process died: their rows are not finished work."""
+        for path in [*self.folder.glob("data/*.parquet"), *self.folder.glob("rejects/*.parquet")]:
+            index = path.stem.split("-")[1]
+            if not (self.work / f"shard-{index}.json").exists():
+                path.unlink()
 
     def journal(self, name: str) -> Journal:
         """The journal of finished calls called `name`; deleted when the step finishes."""
@@ -318,17 +326,3 @@ class StepFolder:
 def row_type_of(manifest: Manifest) -> type:
     """The dataclass of a manifest's rows."""
     return ROW_TYPES[manifest.row_type]
-
-
-def reject_duplicates(rows: Iterable[T], key: Any, raw: Any, reason: str) -> tuple[list[T], list[Reject]]:
-    """Keep the first row of each `key(row)`; the others become rejects with `raw(row)` as their text."""
-    seen: set[Any] = set()
-    kept: list[T] = []
-    rejects: list[Reject] = []
-    for row in rows:
-        if (value := key(row)) in seen:
-            rejects.append(Reject(id=row.id, reason=reason, raw=raw(row)))  # type: ignore[attr-defined]
-        else:
-            seen.add(value)
-            kept.append(row)
-    return kept, rejects

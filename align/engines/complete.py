@@ -7,7 +7,7 @@ each job reads as if it were alone. The queue is bounded: a job begins when anot
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -24,8 +24,10 @@ from align.core.rows import Message
 from align.engines.protocol import Answered, Completion, Engine, Request, Sampling
 from align.engines.replay import from_record, to_record
 
-# Faults of a server that another try may not meet; the openai engine names them so.
-PASSING_FAULTS = ("timeout", "http_408", "http_409", "http_429", "http_5")
+# The openai engine names a server's refusals http_<status>. These are the request's own fault; all others (a key, a quota, a
+# model that is gone, a bad hour) another try may not meet.
+OWN_FAULTS = ("http_400", "http_413", "http_422")
+AFTER_FAULT = 4096  # jobs begun after a call was lost that the next run will make again; then the work ends
 QUEUE = 512  # jobs under way: several times what an engine runs at once
 
 K = TypeVar("K")
@@ -206,6 +208,7 @@ class _Work:
         self._num_calls = self._num_answered = 0
         self._failed: list[Answered] = []
         self._passing: list[Answered] = []
+        self._begun_since_fault = 0
 
     def results(self, label: str) -> Iterator[tuple[_Running, Any]]:
         self._begin_jobs()
@@ -234,11 +237,13 @@ class _Work:
 
     def _begin_jobs(self) -> None:
         while not self._exhausted and self._running < self._queue and len(self._ended) < self._queue:
-            job = next(self._jobs, None)
+            # After a passing fault the run will be repeated: what is behind it may wait, and need not be kept in memory.
+            job = next(self._jobs, None) if self._begun_since_fault < AFTER_FAULT else None
             if job is None:
                 self._exhausted = True
                 return
             self._running += 1
+            self._begun_since_fault += bool(self._passing)
             self._advance(_Running(job), None)
 
     def _feed(self) -> Iterator[Request | None]:
@@ -292,7 +297,7 @@ class _Work:
         if answered.error:
             self._failed.append(answered)
             # A server's bad hour must not become rejected rows for good: this job is left without a result.
-            if answered.error.startswith(PASSING_FAULTS):
+            if answered.error.startswith(("timeout", "http_")) and not answered.error.startswith(OWN_FAULTS):
                 self._passing.append(answered)
                 running.failed = True
         else:
@@ -323,28 +328,6 @@ class _Work:
                 f"{label}: {len(self._passing)} of {self._num_calls} calls of the {kind} engine failed for a passing reason "
                 f"({self._passing[0].error}); run the same command again, the answered ones are kept"
             )
-
-
-def complete(
-    engine: Engine, chat: Chat, asks: Sequence[Ask], *, run_seed: int, journal: Journal, label: str
-) -> dict[str, Reply]:
-    """The reply to each ask, in the order of `asks`.
-
-    Raises:
-        ValueError: two asks have the same id.
-        StepError: as `Writer.run`.
-    """
-    if twice := [ask_id for ask_id, count in Counter(ask.id for ask in asks).items() if count > 1]:
-        raise ValueError(f"{label}: ask id {twice[0]} occurs more than once")
-
-    def one(ask: Ask) -> Asking[Reply]:
-        (reply,) = yield [ask]
-        return reply
-
-    writer = Writer(lambda: (engine, chat), run_seed=run_seed)
-    jobs = [Job(key=ask.id, asking=one(ask), journal=journal) for ask in asks]
-    replies = dict(writer.run(jobs, label=label, total=len(asks), unit="prompts"))
-    return {ask.id: replies[ask.id] for ask in asks}
 
 
 def _journal_key(request: Request) -> str:

@@ -115,13 +115,16 @@ class OpenAIEngine:
         # Never None: the client would then send OPENAI_API_KEY, whosever server this is.
         key = os.environ.get(self._api_key_env, "") if self._api_key_env else "none"
         pending = iter(requests)
+        turn = asyncio.Lock()  # one worker looks for the next request, the others need not wake for it
 
         async def work(client: AsyncOpenAI) -> None:
-            for request in pending:
-                if request is None:
-                    await asyncio.sleep(IDLE_S)
-                else:
-                    results.put(await self._answer(client, request, key))
+            while True:
+                async with turn:
+                    while (request := next(pending, _DONE)) is None:
+                        await asyncio.sleep(IDLE_S)
+                if not isinstance(request, Request):
+                    return
+                results.put(await self._answer(client, request, key))
 
         async with AsyncOpenAI(
             base_url=self._base_url, api_key=key, timeout=self._timeout_s, max_retries=self._max_retries

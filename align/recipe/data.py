@@ -145,8 +145,8 @@ class InstructionsSpec(Strict):
     )  # fmt: skip
     passage_chars: Count = Field(600, description="Characters of the text that summarize, extract, ... are about.")
     personas: Share = Field(0.3, description="Share that is written for a persona, so that prompts differ.")
-    levels: tuple[Literal["easy", "medium", "hard"], ...] = Field(
-        ("easy", "medium", "hard"), description="Difficulties that are asked for in turn; [] says nothing of it."
+    levels: Annotated[tuple[Literal["easy", "medium", "hard"], ...], AfterValidator(distinct)] = Field(
+        ("easy", "medium", "hard"), description="Difficulties that are asked for, drawn alike; [] says nothing of it."
     )
     system_prompts: Share = Field(0.2, description="Share that has a system prompt.")
     multi_turn: Share = Field(0.2, description="Share that is also continued: answered, then followed up.")
@@ -159,6 +159,8 @@ class InstructionsSpec(Strict):
     def _used(self) -> InstructionsSpec:
         if self.per_topic is None and self.changed("max_per_unit"):
             raise ValueError("max_per_unit has no effect without per_topic")
+        if self.per_topic is not None and self.changed("per_unit"):
+            raise ValueError("per_unit has no effect with per_topic")
         return self
 
 
@@ -179,7 +181,7 @@ class EvolutionSpec(Strict):
         tuple[Literal["constrain", "deepen", "concretize", "reason", "complicate_input", "auto", "breadth"], ...], *Listed
     ] = ("constrain", "deepen", "concretize", "reason", "complicate_input", "breadth")
     share: Share = Field(0.5, description="Share of the pool that is evolved in each round.")
-    judge: bool = Field(True, description="The base model marks difficulty and quality, and a child must be harder.")
+    judge: bool = Field(True, description="The base model marks difficulty and quality; a child that it marks easier goes.")
     auto: AutoSpec | None = Field(None, description="Optimise the method of the operator auto first.")
     tries: Count = Field(2, description="How often the model is asked until its answer can be read.")
     sampling: SamplingSpec = SamplingSpec(temperature=0.8, min_p=0.05, max_tokens=96)

@@ -185,6 +185,8 @@ class Recipe(Strict):
         for where, given in by_language:
             if missing := [lang for lang in self.corpus.languages if lang not in given]:
                 raise ValueError(f"{where}: say how for language {', '.join(missing)} too")
+        if unread := [lang for lang in self.taxonomy.embedders if lang not in self.corpus.languages]:
+            raise ValueError(f"taxonomy.embedders: no document in {unread[0]} is read (corpus.languages)")
         for lang in self.corpus.languages:
             if self.answers.writer[lang] == "document" and not {*PASSAGE_TASKS} & {*self.instructions.task_types}:
                 raise ValueError(
@@ -217,6 +219,8 @@ class Recipe(Strict):
                 _known(name, known, f"stages.{k}.sample.models")
         writing = ("taxonomy", "instructions", "evolution", "answers")
         limits = {f"{key}.sampling": getattr(self, key).sampling.max_tokens for key in writing}
+        if self.evolution.auto:
+            limits["evolution.auto"] = self.evolution.auto.max_tokens
         limits |= {f"stages.{k}.sample": stage.sample.max_tokens for k, stage in enumerate(self.stages)}
         for where, limit in {**limits, "evaluation": self.evaluation.max_tokens}.items():
             if limit >= self.engine.max_model_len:

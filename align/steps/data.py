@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -17,9 +16,9 @@ from align.core.hashing import short_hash
 from align.core.rows import Document, Instruction, Knowledge, Made, Reject, Response, Score, SftExample, Topic, to_table
 from align.engines.complete import Asking, Job, Writer
 from align.recipe.base import BASE_MODEL
-from align.recipe.data import PASSAGE_TASKS
+from align.steps.asked import splits, task_types, written_languages
 from align.steps.context import Context, InStep, by_language, sampling
-from align.steps.table import model_path, splits
+from align.steps.table import model_path
 from data_gen import answers, auto_evolve, dialogue, evolve, instruct, knowledge, tasks
 from data_gen.corpus import Reading, Rules
 from data_gen.coverage import entropy, histogram
@@ -29,7 +28,6 @@ from data_gen.placement import TopicIndex
 from data_gen.sources import count_records, read_dataset, read_files, renamed
 from data_gen.taxonomy import Taxonomy, load_taxonomy
 
-log = logging.getLogger(__name__)
 DOCUMENT_SHARD = 4096  # records: some ten megabytes
 
 
@@ -101,12 +99,9 @@ def run_instruct(ctx: Context) -> None:
     spec, answering = ctx.recipe.instructions, ctx.recipe.answers
     tree = _tree(ctx)
     topics = {leaf.id: leaf for leaf in tree.leaves}
-    known = {node for leaf in tree.leaves for node in leaf.path.split("/")}
-    if unknown := [node for node in spec.topic_weights if node not in known]:
-        raise UserError(f"instructions.topic_weights: the taxonomy has no topic, field or domain {unknown[0]}")
     shares = splits(ctx.recipe)
     asked = tasks.WishRules(
-        per_unit=by_language(spec.per_unit), task_types=_task_types(ctx), per_topic=spec.per_topic,
+        per_unit=by_language(spec.per_unit), task_types=task_types(ctx.recipe), per_topic=spec.per_topic,
         max_per_unit=spec.max_per_unit,
         topic_weights=spec.topic_weights, personas=spec.personas, levels=spec.levels, system_prompts=spec.system_prompts,
     )  # fmt: skip
@@ -141,23 +136,12 @@ def run_instruct(ctx: Context) -> None:
     ctx.finish(asked_by_topic=ctx.asked_by_topic(), **_counts(ctx), **ctx.engine_flags(BASE_MODEL))
 
 
-def _task_types(ctx: Context) -> dict[str, tuple[str, ...]]:
-    """The task types of each language: where answers are passages, only those that a passage answers."""
-    spec, writer = ctx.recipe.instructions, by_language(ctx.recipe.answers.writer)
-    found: dict[str, tuple[str, ...]] = {}
-    for lang in map(str, ctx.recipe.corpus.languages):
-        found[lang] = tuple(task for task in spec.task_types if writer[lang] != "document" or task in PASSAGE_TASKS)
-        if len(found[lang]) < len(spec.task_types):
-            log.info("%s: answers in %s are passages, so it is asked %s only", ctx.step.name, lang, ", ".join(found[lang]))
-    return found
-
-
 def _unit_instructions(
     ctx: Context, subject: instruct.Subject, wanted: list[tasks.Wish], rules: instruct.WritingRules,
     talking: dialogue.DialogueRules,
 ) -> Asking[Made]:  # fmt: skip
     first = yield from instruct.instruction_job(subject, wanted, ctx.templates, rules, ctx.seed)
-    if rules.writer[subject.unit.lang] != "model":
+    if subject.unit.lang not in written_languages(ctx.recipe):
         return first
     then = yield from dialogue.follow_ups(first.rows, subject.unit.statement, ctx.templates, talking, ctx.seed)
     return Made(rows=[*first.rows, *then.rows], rejects=[*first.rejects, *then.rejects], asked=first.asked + then.asked)
@@ -184,7 +168,7 @@ class _Seen:
         if self._wordings is not None and self._compared(row):
             self._wordings.add(instruct.asked_text(row), row.lang)
 
-    def new(self, rows: Sequence[Instruction], *, compare: bool = True) -> tuple[list[Instruction], list[Reject]]:
+    def new(self, rows: Sequence[Instruction]) -> tuple[list[Instruction], list[Reject]]:
         kept: list[Instruction] = []
         rejects: list[Reject] = []
         gone: set[str] = set()
@@ -195,7 +179,7 @@ class _Seen:
                 reason = "parent_rejected"
             elif short_hash(text) in self._texts:
                 reason = "duplicate"
-            elif compare and self._wordings is not None and self._compared(row):
+            elif self._wordings is not None and self._compared(row):
                 like, value = self._wordings.nearest(text, row.lang)
                 if like:
                     reason, raw = "not_novel", f"{text} ~ {like} ({value:.2f})"
@@ -211,7 +195,7 @@ class _Seen:
 def run_evolve(ctx: Context) -> None:
     """The pool after evolution: every parent, and every child that the eliminators let pass."""
     spec = ctx.recipe.evolution
-    writer = by_language(ctx.recipe.instructions.writer)
+    languages = written_languages(ctx.recipe)
     rules = evolve.EvolutionRules(
         rounds=spec.rounds, operators=spec.operators, share=spec.share, judge=spec.judge, tries=spec.tries,
         sampling=sampling(spec.sampling), methods=_methods(ctx),
@@ -221,8 +205,7 @@ def run_evolve(ctx: Context) -> None:
     def jobs_of(part: list[Instruction]) -> list[Asking[Made]]:
         return [
             evolve.evolution_job(row, units.get(row.knowledge_id).statement, ctx.templates, rules, ctx.seed)
-            # Only languages that the base model writes are evolved by it.
-            if writer[row.lang] == "model"
+            if row.lang in languages
             else _as_it_is(row)
             for row in part
         ]
@@ -232,8 +215,9 @@ def run_evolve(ctx: Context) -> None:
     rows = ctx.stream("instruct", Instruction)
     for shard, part, made in ctx.generate(rows, count, BASE_MODEL, jobs_of, unit="instructions"):
         pool, rejects = _flat(made)
-        pool, repeated = seen.new(pool)
+        # First, since a row that goes for it is not there when its text comes again.
         pool, contaminated = ctx.clean_shard(shard.index, pool, texts_of)
+        pool, repeated = seen.new(pool)
         ctx.write_made(shard, part, made, pool, rejects + repeated + contaminated)
     ctx.certify()
     ctx.finish(asked_by_topic=ctx.asked_by_topic(), **_counts(ctx), **ctx.engine_flags(BASE_MODEL))
@@ -247,7 +231,7 @@ def _as_it_is(row: Instruction) -> Asking[Made]:
 def _methods(ctx: Context) -> dict[str, str]:
     """The evolving method of the operator auto by language: the shipped one, or the best of those tried."""
     spec = ctx.recipe.evolution
-    languages = [lang for lang in ctx.recipe.corpus.languages if ctx.recipe.instructions.writer[lang] == "model"]
+    languages = written_languages(ctx.recipe)
     if evolve.AUTO not in spec.operators:
         return {}
     if spec.auto is None:

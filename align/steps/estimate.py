@@ -19,7 +19,9 @@ from align.core.errors import UserError
 from align.recipe.base import BASE_MODEL
 from align.recipe.schema import Recipe
 from align.recipe.training import TrainSpec
-from align.steps.table import Planned, engine_kind, missing_builtins, model_path, splits
+from align.steps.asked import splits
+from align.steps.checks import check_taxonomy
+from align.steps.table import Planned, engine_kind, missing_builtins, model_path
 from align.train.memory import ModelShape, training_memory
 from data_gen.sources import count_records
 from data_gen.taxonomy import load_taxonomy
@@ -30,7 +32,8 @@ PROCESS_SECONDS = {"engine": 20.0, "train": 10.0, "score": 10.0}
 UNKNOWN_DOCUMENTS = 10_000  # of compressed files and streamed datasets, which nobody counts beforehand
 PROMPT_TOKENS = 60  # of an instruction with its template
 KEPT = {"taxonomy": 0.75, "instruct": 0.6, "evolve": 0.5, "sft.data": 0.8, "pair": 0.4}  # measured on the quickstart
-JUDGE_TOKENS = 20  # of two marks in JSON
+JUDGE_TOKENS = 20  # of two marks, or a topic, in JSON
+SHORTLIST_TOKENS = 25  # of a topic's name and definition
 ANSWER_SHARE = 0.7  # of max_tokens that an answer uses
 ENGINE_CACHE_GIB = 2.0
 REWARD_ACTIVATIONS_GIB = 1.5  # of a batch of 8 pairs of 300 tokens, and the runtime
@@ -81,6 +84,7 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
         leaves = len(load_taxonomy(Path(recipe.taxonomy.path) if recipe.taxonomy.path else None).leaves)
         quota = spec.per_topic * leaves * len(recipe.corpus.languages)
         instructions = min(quota, units * KEPT["taxonomy"] * spec.max_per_unit)
+    chosen = recipe.taxonomy.placement == "choice"
     follow_ups = instructions * KEPT["instruct"] * spec.multi_turn
     instructions += follow_ups
     judged = (
@@ -107,7 +111,11 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
 
     result = {
         "corpus": Estimate(documents),
-        "taxonomy": generate(units, 150, recipe.taxonomy.sampling.max_tokens / recipe.taxonomy.units_per_document),
+        "taxonomy": generate(
+            units,
+            150 + chosen * SHORTLIST_TOKENS * recipe.taxonomy.shortlist,
+            recipe.taxonomy.sampling.max_tokens / recipe.taxonomy.units_per_document + chosen * JUDGE_TOKENS,
+        ),
         "instruct": generate(
             instructions,
             110,
@@ -203,6 +211,7 @@ def _multiplies_bf16() -> bool:
 
 def print_plan(recipe: Recipe, run_dir: Path, plan: Sequence[Planned], say: Callable[[str], None]) -> None:
     """Print the plan: a line per step, then what it will take altogether."""
+    check_taxonomy(recipe)
     guess = estimates(recipe, plan)
     gpu = _has_gpu()
     say(f"recipe {recipe.name}: valid. engine {engine_kind(recipe)}, results in {run_dir}")

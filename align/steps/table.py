@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.builtin_models import builtin_folder, is_built
-from align.core.artifact import Manifest, work_state
+from align.core.artifact import SHARD_SIZE, Manifest, work_state
 from align.core.errors import UserError
 from align.core.hashing import FileHashes, file_sha256, fingerprint
 from align.core.records import expand_paths
@@ -28,6 +28,7 @@ from align.core.rows import (
 )
 from align.recipe.base import BASE_MODEL, SFT_MODEL, ModelSpec
 from align.recipe.schema import Recipe, RewardModelSpec, StageSpec
+from align.steps.asked import splits, task_types, written_languages
 from data_gen.prompts import Prompts
 
 # Raised when the meaning of rows or of a step's work changes: everything is made anew.
@@ -135,24 +136,31 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
         about="read, check, mask and de-duplicate documents",
     )  # fmt: skip
     # A dialogue's first answers are written before its follow-ups.
-    talks = recipe.instructions.multi_turn > 0 and "model" in recipe.instructions.writer.values()
-    first_answers = _dump(recipe.answers, "best_by", "reward_model", "candidates", "passage_chars") if talks else {}
+    talks = written_languages(recipe) if recipe.instructions.multi_turn else []
+    first = _dump(recipe.answers, "best_by", "reward_model", "candidates", "passage_chars", "writer") if talks else {}
+    embedders = sorted(recipe.taxonomy.embedders.items())
     tree = (Path(recipe.taxonomy.path) if recipe.taxonomy.path else shipped_taxonomy(),)
     yield Step(
         name="taxonomy", verb="taxonomy", folder="taxonomy", row_type=Knowledge, inputs=("corpus",),
-        models=(*base, *(model_path(spec) for spec in recipe.taxonomy.embedders.values())),
-        config={**_dump(recipe.taxonomy, "path", "embedders"), **written}, files=tree, process=process,
+        models=(*base, *(model_path(spec) for _, spec in embedders)),
+        config={
+            **_dump(recipe.taxonomy, "path", "embedders"), **written, "embedders": [str(lang) for lang, _ in embedders],
+            "batch": SHARD_SIZE,
+        }, files=tree, process=process,
         about="take knowledge units from documents and place them in the taxonomy",
     )  # fmt: skip
     yield Step(
         name="instruct", verb="instruct", folder="instruct", row_type=Instruction, inputs=("corpus", "taxonomy"),
-        config={**_dump(recipe.instructions), **written, "splits": splits(recipe), "answers": first_answers},
+        config={
+            **_dump(recipe.instructions), **written, "splits": splits(recipe), "task_types": task_types(recipe),
+            "talks": talks, "answers": first,
+        },
         models=base, files=tree, process=process,
         about="turn knowledge units into instructions",
     )  # fmt: skip
     yield Step(
         name="evolve", verb="evolve", folder="evolve", row_type=Instruction, inputs=("taxonomy", "instruct"),
-        config={**_dump(recipe.evolution), **written, **_search(recipe), "writer": _dump(recipe.instructions)["writer"]},
+        config={**_dump(recipe.evolution), **written, **_search(recipe), "languages": written_languages(recipe)},
         models=base, files=benchmark_files(recipe), process=process,
         about="evolve instructions, eliminate bad ones",
     )  # fmt: skip
@@ -165,9 +173,11 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
     best = recipe.answers.best_by
     if best != "first":
         judge = base if best == "judge" else (Path(str(recipe.answers.reward_model)),)
+        selector = recipe.reward_models.selector
+        reward = {"precision": selector.precision, "max_length": selector.max_length}
         yield Step(
             name="respond.score", verb="respond", folder="respond_score", row_type=Score, models=judge,
-            inputs=("evolve", "respond"), config={"best_by": best, **(written if best == "judge" else {})},
+            inputs=("evolve", "respond"), config={"best_by": best, **(written if best == "judge" else reward)},
             process=process if best == "judge" else "judge", about="score the candidates of each answer",
         )  # fmt: skip
     yield Step(
@@ -187,12 +197,6 @@ def benchmark_files(recipe: Recipe) -> tuple[Path, ...]:
 def _search(recipe: Recipe) -> dict[str, Any]:
     spec = recipe.quality.decontaminate
     return {"decontaminate": {**_dump(spec, "benchmarks"), "seed": recipe.seed}} if spec else {}
-
-
-def splits(recipe: Recipe) -> dict[str, float]:
-    """Share of documents by split name: sft, each stage, heldout."""
-    share = recipe.splits.stages / len(recipe.stages)
-    return {"sft": recipe.splits.sft, **{s.name: share for s in recipe.stages}, "heldout": recipe.splits.heldout}
 
 
 def training_step(recipe: Recipe, model: str) -> str | None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.core import artifact as module
-from align.core.artifact import Artifact, Manifest, StepFolder, reject_duplicates, write_json, write_text
+from align.core.artifact import Artifact, Manifest, StepFolder, write_json, write_text
 from align.core.errors import StepError, UserError
 from align.core.rows import ROW_TYPES, Document, Instruction, Reject, Topic, arrow_schema, from_records, to_table
 
@@ -266,8 +266,16 @@ def test_a_missing_column_is_named_with_what_is_there() -> None:
         from_records(Reject, [{"id": "a", "other": 1}], "rows")
 
 
-def test_reject_duplicates_keeps_the_first() -> None:
-    rows = [document(1, "a"), document(2, "b"), document(3, "a")]
-    kept, rejects = reject_duplicates(rows, lambda r: r.text, lambda r: r.text, "duplicate")
-    assert kept == rows[:2]
-    assert rejects == [Reject(id="d3", reason="duplicate", raw="a")]
+def test_a_shard_that_was_half_written_is_not_there_when_work_goes_on(tmp_path: Path) -> None:
+    def opened() -> StepFolder:
+        return StepFolder(tmp_path / "a", step="s", fingerprint="f", inputs={}, row_type=Reject, seed=1)
+
+    out = opened()
+    for shard in out.pending(4, 2):
+        rows = [Reject(id=f"{shard.index}{i}", reason="r", raw="") for i in range(2)]
+        out.write_shard(shard.index, rows[:1], rows[1:], asked=2)
+    # Killed after the second shard's files and before its marker.
+    (out.work / "shard-00001.json").unlink()
+    again = opened()
+    assert [path.name for path in again.folder.glob("*/*.parquet")] == ["train-00000-of-00002.parquet", "part-00000.parquet"]
+    assert [shard.index for shard in again.pending(4, 2)] == [1]

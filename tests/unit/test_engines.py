@@ -20,13 +20,13 @@ from align.core.chat import Chat, ChatError
 from align.core.errors import StepError, UserError
 from align.core.hashing import derive_seed
 from align.core.journal import Journal
-from align.engines.complete import Ask, Asking, Job, Reply, Unusable, Writer, ask_parsed, complete
+from align.engines.complete import Ask, Asking, Job, Reply, Unusable, Writer, ask_parsed
 from align.engines.open import open_engine
 from align.engines.openai_engine import OpenAIEngine
 from align.engines.protocol import Answered, Completion, EngineInfo, Request, Sampling
 from align.engines.replay import ReplayEngine
 from align.engines.transformers_engine import TransformersEngine, choose
-from tests.jobs import failed, run_job, said
+from tests.jobs import complete, failed, run_job, said
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>{% endfor %}"

@@ -130,7 +130,11 @@ def test_rounds_grow_a_tree() -> None:
 
 def test_an_input_goes_along_and_only_the_request_is_rewritten() -> None:
     passage = "Salt lowers the freezing point. Roads stay free of ice."
-    parent = row(messages=[{"role": "user", "content": f"Summarize the text below.\n\n{passage}"}], task_type="summarize")
+    parent = row(
+        messages=[{"role": "user", "content": f"Summarize the text below.\n\n{passage}"}],
+        task_type="summarize",
+        difficulty=difficulty("Summarize the text below."),
+    )
     harder = "Summarize the text below in two sentences, and name one city where salt is spread."
     made, asked = grown(lambda ask: harder, parent)
     assert passage not in asked[0].messages[-1]["content"]

@@ -49,6 +49,16 @@ evaluation:
 """
 
 
+TREE = """
+levels: [topic]
+nodes:
+  - {id: honey, name: {en: Honey, ko: 꿀}, definition: {en: Honey., ko: 꿀.}, include: {en: [bee], ko: [꿀벌]}}
+"""
+
+
+ENGLISH = TREE.replace(", ko: 꿀}", "}").replace(", ko: 꿀.}", "}").replace(", ko: [꿀벌]}", "}")
+
+
 @dataclass
 class Project:
     """A folder with a recipe, its files, and a run in which every step stands."""
@@ -90,7 +100,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (project.folder / "recipe.yaml").write_text(TEXT)
     (project.folder / "data").mkdir()
     (project.folder / "data" / "a.jsonl").write_text('{"text": "honey"}\n')
-    (project.folder / "tree.yaml").write_text("levels: [topic]\n")
+    (project.folder / "tree.yaml").write_text(TREE)
     for name in ("base", "judge", "backbone"):
         model(project.folder / "models" / name)
     for planned in project.plan():
@@ -209,7 +219,7 @@ def change(name: str, text: str) -> Callable[[Path], None]:
     [
         (change("data/a.jsonl", '{"text": "honez"}\n'), EVERYTHING),
         (change("data/b.jsonl", "{}\n"), EVERYTHING),
-        (change("tree.yaml", "levels: [thema]\n"), EVERYTHING - {"corpus"}),
+        (change("tree.yaml", TREE.replace("bee]", "bee, wax]")), EVERYTHING - {"corpus"}),
         (change("models/base/chat_template.jinja", "other"), EVERYTHING - {"corpus"}),
         (change("models/base/model.safetensors", "other"), EVERYTHING - {"corpus"}),
         (change("models/base/README.md", "other"), set()),
@@ -352,3 +362,36 @@ def test_training_data_without_a_certificate_is_refused(project: Project) -> Non
         context.certified("sft.data")
     context.clean([], lambda row: [])
     context.certified("sft.data")
+
+
+@pytest.mark.parametrize(
+    ("tree", "override", "message"),
+    [
+        (TREE, "instructions.topic_weights={wax: 2}", "the taxonomy has no topic, field or domain wax"),
+        (TREE.replace("id: honey", "id: none"), "seed=3", "a topic may not have the id none"),
+        (ENGLISH, "seed=3", "no topic is in language ko"),
+        ("levels: [topic]", "seed=3", "needs the keys levels and nodes"),
+    ],
+)  # fmt: skip
+def test_a_taxonomy_that_cannot_serve_is_told_before_anything_starts(
+    project: Project, tree: str, override: str, message: str
+) -> None:
+    (project.folder / "tree.yaml").write_text(tree)
+    recipe = load_recipe(project.folder / "recipe.yaml", [override])
+    with pytest.raises(UserError, match=message):
+        print_plan(recipe, project.run_dir, project.plan(override), print)
+
+
+def test_what_decides_the_result_of_generation_is_in_its_fingerprint(project: Project) -> None:
+    def fingerprints(*overrides: str) -> dict[str, str | None]:
+        return {p.step.name: p.fingerprint for p in project.plan("instructions.task_types=[question, code]", *overrides)}
+
+    plain = fingerprints()
+    assert fingerprints("answers.writer={en: model, ko: document}")["instruct"] != plain["instruct"], "other task types"
+    spec = "{path: models/backbone}"
+    english, korean = (fingerprints(f"taxonomy.embedders={{{lang}: {spec}}}") for lang in ("en", "ko"))
+    assert english["taxonomy"] != korean["taxonomy"] != plain["taxonomy"]
+    best = ["answers.candidates=2", "answers.best_by=reward", "answers.reward_model=models/judge"]
+    assert (
+        fingerprints(*best)["respond.score"] != fingerprints(*best, "reward_models.selector.max_length=64")["respond.score"]
+    )
