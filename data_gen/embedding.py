@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,9 @@ class Embedder:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
+        pooling = folder / "1_Pooling" / "config.json"  # as sentence-transformers writes it
+        if pooling.is_file() and not json.loads(pooling.read_text("utf-8")).get("pooling_mode_mean_tokens", True):
+            raise UserError(f"{folder}: an encoder whose pooling is not the mean of its tokens; such are not supported")
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self._model = AutoModel.from_pretrained(

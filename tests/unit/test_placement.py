@@ -200,3 +200,10 @@ def test_what_is_no_encoder_is_refused_in_one_line(tiny_bert: Path, tmp_path: Pa
         with pytest.raises(UserError, match=f"^{folder}: no encoder in safetensors") as caught:
             Embedder(folder)
         assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_of_another_pooling_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
+    with pytest.raises(UserError, match="pooling is not the mean"):
+        Embedder(tmp_path)
