@@ -6,7 +6,8 @@ The work is that of the `instruct` step: three instructions of each knowledge un
 SmolLM2-135M-Instruct. Arm `ours` is everything that a step does: prompts rendered and tokenised, the bounded queue, the
 journal on disk, texts decoded, every check. Arm `bare` is `vllm.LLM.generate` on the prompts and sampling options that ours
 sent, all at once, with nothing done to the answers. Both use one engine in one process, in turns, after a warm-up. The share
-is median(ours) / median(bare) - 1; what the engine waits for us cannot be more.
+is median(ours) / median(bare) - 1; what the engine waits for us cannot be more. The first turn of ours meets an empty prefix
+cache and is slower; the median is not its.
 """
 
 from __future__ import annotations
