@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     recipe = argparse.ArgumentParser(add_help=False)
     recipe.add_argument(
-        "--recipe", type=Path, default=Path(os.environ.get("ALIGN_RECIPE", "recipe.yaml")),
-        help="YAML file (default: $ALIGN_RECIPE or ./recipe.yaml)",
+        "--recipe", type=Path, default=Path(os.environ["ALIGN_RECIPE"]) if "ALIGN_RECIPE" in os.environ else None,
+        help="YAML file (default: $ALIGN_RECIPE, ./recipe.yaml, or the one in --run-dir)",
     )  # fmt: skip
     recipe.add_argument(
         "--set",
@@ -103,7 +103,10 @@ def open_run(args: argparse.Namespace) -> Run:
     from align.recipe.load import load_recipe
     from align.runner import Run
 
-    recipe = load_recipe(args.recipe, args.set)
+    path, inside = args.recipe or Path("recipe.yaml"), (args.run_dir or Path()) / "recipe.yaml"
+    if args.recipe is None and not path.is_file() and inside.is_file():
+        path = inside
+    recipe = load_recipe(path, args.set)
     return Run(recipe, (args.run_dir or Path("runs") / recipe.name).resolve())
 
 

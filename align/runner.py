@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.core.artifact import write_text
+from align.core.artifact import Manifest, write_text
 from align.core.errors import StepError, UserError, explain
 from align.core.hashing import FileHashes
 from align.core.lock import run_lock
@@ -77,9 +77,17 @@ def execute(run: Run, wanted: Sequence[str] | None, say: Say) -> int:
                 _run_in_worker(run, [p.step.name for p in group], lock)
             else:
                 _run_here(group[0], process)
-            say(f"{', '.join(p.step.name for p in group)}: done in {time.monotonic() - started:.0f} s")
+            say(f"{', '.join(_kept(run, p.step) for p in group)}: done in {time.monotonic() - started:.0f} s")
             count += len(group)
         return count
+
+
+def _kept(run: Run, step: Step) -> str:
+    """A finished step's name, with what it kept where it rejected something."""
+    manifest = Manifest.load(run.run_dir / step.folder)
+    if manifest is None or not manifest.rejects:
+        return step.name
+    return f"{step.name} ({manifest.rows:,} of {manifest.asked:,} kept)"
 
 
 def _next_group(plan: list[Planned], wanted: Sequence[str] | None) -> list[Planned]:

@@ -22,7 +22,7 @@ class Embedder:
         max_tokens: of a text; the rest is left out. all-MiniLM-L6-v2 was trained on 128.
 
     Raises:
-        UserError: the folder holds no such model.
+        UserError: the folder holds no such model, or one that writes or is pooled in another way.
     """
 
     def __init__(self, folder: Path, max_tokens: int = MAX_TOKENS) -> None:
@@ -39,6 +39,8 @@ class Embedder:
             ).eval()
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: no encoder in safetensors ({' '.join(str(error).split())[:200]})") from None
+        if any(name.endswith("ForCausalLM") for name in self._model.config.architectures or ()):
+            raise UserError(f"{folder}: a model that writes, not a sentence encoder")
         self._max_tokens = max_tokens
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

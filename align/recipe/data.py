@@ -129,7 +129,7 @@ class InstructionsSpec(Strict):
 
     per_unit: dict[Language, Count] = Field({"en": 2, "ko": 2}, description="By language; not used with per_topic.")
     per_topic: Count | None = Field(
-        None, description="Quota of every topic and language, shared by its units, so that holes are filled."
+        None, description="Quota of every topic and language, shared by its units (on average), so that holes are filled."
     )
     max_per_unit: Count = Field(8, description="Most that a quota asks of one unit.")
     topic_weights: dict[str, Annotated[float, Number, Field(ge=0)]] = Field(

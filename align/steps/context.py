@@ -289,5 +289,19 @@ class Context:
         write_json(self.out.folder / name, value)
 
     def finish(self, **metrics: object) -> Manifest:
-        """Write the manifest."""
+        """Write the manifest.
+
+        Raises:
+            UserError: rows were asked for and none was kept, so that nothing after this step could work.
+        """
+        shards = [json.loads(path.read_text("utf-8")) for path in sorted(self.out.work.glob("shard-*.json"))]
+        rejects: Counter[str] = Counter()
+        for shard in shards:
+            rejects.update(shard["rejects"])
+        if rejects and not any(shard["rows"] for shard in shards):
+            why = ", ".join(f"{reason} {count}" for reason, count in rejects.most_common(5))
+            raise UserError(
+                f"{self.step.name}: none of {rejects.total()} was kept ({why}); see {self.out.folder}/rejects and change "
+                "the recipe where it says why"
+            )
         return self.out.finish(metrics)

@@ -243,3 +243,15 @@ def test_the_installed_command_fails_in_one_line(tmp_path: Path) -> None:
 
 def test_shipped_recipes_are_found() -> None:
     assert (recipes_folder() / "quickstart.yaml").is_file() and (recipes_folder() / "data/corpus/ko.jsonl").is_file()
+
+
+def test_the_recipe_of_a_run_folder_serves_where_none_is_named(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tiny_bert: Path
+) -> None:
+    run_dir = project / "runs" / "elsewhere"
+    run_dir.mkdir(parents=True)
+    (project / "recipe.yaml").rename(run_dir / "recipe.yaml")
+    assert "no such recipe" in error(capsys, "check")
+    assert main(["check", "--run-dir", str(run_dir)]) in (0, 2)
+    assert "no such recipe" not in capsys.readouterr().err
+    assert "nope.yaml: no such recipe" in error(capsys, "check", "--recipe", "nope.yaml", "--run-dir", str(run_dir))

@@ -207,3 +207,8 @@ def test_an_encoder_of_another_pooling_is_refused(tmp_path: Path) -> None:
     (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
     with pytest.raises(UserError, match="pooling is not the mean"):
         Embedder(tmp_path)
+
+
+def test_a_model_that_writes_is_no_encoder(tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match="a model that writes, not a sentence encoder"):
+        Embedder(tiny_llama)
