@@ -8,6 +8,7 @@ from pathlib import Path
 
 from align.core.artifact import Artifact, read_rows
 from align.core.errors import UserError
+from align.core.hashing import short_hash
 from align.core.rows import Document
 from align.engines.complete import Ask, Asking, Job, Unusable, Writer, ask_parsed
 from align.engines.protocol import Sampling
@@ -35,8 +36,8 @@ def induce_taxonomy(run: Run, out: Path, *, by_model: bool, say: Callable[[str],
         raise UserError(f"induce: {out} is already there; name another file with --out")
     execute(run, ["corpus"], say)
     folder = Artifact(run.run_dir / "corpus").folder
-    # Ids are hashes, so the lowest are an unbiased sample.
-    documents = heapq.nsmallest(SAMPLE, read_rows(folder, Document), key=lambda document: document.id)
+    # By hash of the id, which may be the user's own: an unbiased sample, and the same one every time.
+    documents = heapq.nsmallest(SAMPLE, read_rows(folder, Document), key=lambda document: short_hash(document.id))
     prompts = load_prompts(run.recipe)
     process = Process(run.recipe, run.run_dir, {step.name: step for step in run.steps()})
     try:

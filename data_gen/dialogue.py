@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from align.core.hashing import content_id, unit_interval
-from align.core.language import content_units, detect, words
+from align.core.language import content_units
 from align.core.rows import Instruction, Made, Reject
 from align.engines.complete import Ask, Asking
 from align.engines.protocol import Sampling
 from data_gen.answers import answer_messages, demand_fault, text_fault
-from data_gen.eliminators import copies_example, has_chatter, is_refusal
-from data_gen.instruct import MAX_WORDS, difficulty, written_line
+from data_gen.eliminators import copies_example
+from data_gen.instruct import difficulty, request_fault, written_line
 from data_gen.prompts import Prompts
-from data_gen.request_parts import is_statement
 from data_gen.tasks import INPUT_TASKS
 
 MAX_RESTATED = 0.6  # share of the first question's content that a follow-up may repeat
@@ -145,18 +144,8 @@ def _has_open_pronoun(text: str) -> bool:
 
 def follow_up_fault(text: str, question: str, answer: str, lang: str) -> str:
     """Why a follow-up cannot be used, or an empty text."""
-    if len(words(text)) < 2:
-        return "too_short"
-    if len(words(text)) > MAX_WORDS:
-        return "too_long"
-    if detect(text) != lang:
-        return "off_language"
-    if is_refusal(text, lang):
-        return "refusal"
-    if has_chatter(text):
-        return "chatter"
-    if is_statement(text, lang):
-        return "not_a_request"
+    if fault := request_fault(text, lang, 2):
+        return fault
     if text in question or text in answer:
         return "repeats_earlier_turn"
     if not needs_earlier_turns(text, question, lang):

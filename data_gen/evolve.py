@@ -75,15 +75,17 @@ def evolution_job(root: Instruction, fact: str, prompts: Prompts, rules: Evoluti
     """
     rows = [(yield from judged(root, prompts, JUDGE_SAMPLING, 1)) if rules.judge else root]
     rejects: list[Reject] = []
+    asked = 1
     for number in range(1, rules.rounds + 1):
         for parent in list(rows):
             if operator := operator_of(parent, rules, number, run_seed):
+                asked += 1
                 child = yield from _child(parent, fact, operator, number, prompts, rules, run_seed)
                 if isinstance(child, Reject):
                     rejects.append(child)
                 else:
                     rows.append(child)
-    return Made(rows=rows, rejects=rejects, asked=len(rows) + len(rejects))
+    return Made(rows=rows, rejects=rejects, asked=asked)
 
 
 def _child(
@@ -99,10 +101,12 @@ def _child(
     text, fault, raw = yield from _rewritten(parent, operator, number, prompts, rules, run_seed)
     if fault:
         return reject(fault, raw)
-    examples = [m["content"] for m in _messages(operator, parent, "", prompts, rules) if m["role"] == "assistant"]
+    kinds = [f"input_{kind}" for kind in INPUT_KINDS] if operator == COMPLICATE else [operator]
+    shown = [m for kind in kinds for m in _messages(kind, parent, "", prompts, rules)]
+    examples = [m["content"] for m in shown if m["role"] == "assistant"]
     child = replace(
         parent,
-        id=content_id("instruction", parent.id, text),
+        id=content_id("instruction", parent.id, number, text),
         parent_id=parent.id,
         messages=[*parent.messages[:-1], {"role": "user", "content": text}],
         generation=parent.generation + 1,
@@ -118,9 +122,7 @@ def _child(
             return reject(fault, raw)
         child = yield from judged(child, prompts, JUDGE_SAMPLING, 1)
         # Whole marks are often equal; then the measure decides, unless there is no higher mark.
-        if (
-            child.judged_difficulty and child.judged_difficulty != parent.judged_difficulty
-        ) or child.judged_difficulty == 10:
+        if child.judged_difficulty == 10 or child.judged_difficulty not in (0, parent.judged_difficulty):
             marks = parent.judged_difficulty, child.judged_difficulty
     fault = elimination_reason(
         before, text, operator, parent.lang, fact=fact, examples=examples, parent_score=marks[0], child_score=marks[1]
@@ -160,6 +162,4 @@ def _messages(
 ) -> list[dict[str, str]]:
     if operator == AUTO:
         return prompts.render("evolve-auto", parent.lang, instruction=request, method=rules.methods[parent.lang])
-    if operator == COMPLICATE:
-        operator = f"input_{INPUT_KINDS[0]}"
     return prompts.render(f"evolve-{operator}", parent.lang, instruction=request)

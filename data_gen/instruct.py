@@ -184,9 +184,9 @@ def copied_subject(text: str, source: str, prompt: Sequence[Message], lang: str)
     return False
 
 
-def instruction_fault(text: str, fact: str, lang: str, task_type: str) -> str:
-    """Why a generated instruction cannot be used, or an empty text. One with an input of its own may point at it."""
-    if len(words(text)) < (3 if lang == "en" else 2):
+def request_fault(text: str, lang: str, min_words: int) -> str:
+    """Why a text is no request at all, or an empty text."""
+    if len(words(text)) < min_words:
         return "too_short"
     if len(words(text)) > MAX_WORDS:
         return "too_long"
@@ -196,8 +196,13 @@ def instruction_fault(text: str, fact: str, lang: str, task_type: str) -> str:
         return "refusal"
     if has_chatter(text):
         return "chatter"
-    if is_statement(text, lang):
-        return "not_a_request"
+    return "not_a_request" if is_statement(text, lang) else ""
+
+
+def instruction_fault(text: str, fact: str, lang: str, task_type: str) -> str:
+    """Why a generated instruction cannot be used, or an empty text. One with an input of its own may point at it."""
+    if fault := request_fault(text, lang, 3 if lang == "en" else 2):
+        return fault
     if text.rstrip(".") in fact:
         return "copies_the_fact"
     if task_type in INPUT_TASKS:
