@@ -176,14 +176,26 @@ def recipe(folder: Path, url: str) -> Path:
     return path
 
 
+SMALL_SHARDS = """
+from align.core.artifact import StepFolder
+StepFolder.pending.__defaults__ = (8,)
+"""
+
+
 def start(path: Path, run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
-    """All steps up to the SFT set, as a user's shell script would run them."""
+    """All steps up to the SFT set, as a user's shell script would run them, in shards of 8 so that each step has several."""
+    (path.parent / "sitecustomize.py").write_text(SMALL_SHARDS)
     align = f"{shlex.quote(sys.executable)} -m align.cli"
     options = f"--recipe {shlex.quote(str(path))} --run-dir {shlex.quote(str(run_dir))}"
     script = " && ".join(f"{align} {verb} {options}" for verb in ("taxonomy", "instruct", "evolve", "respond"))
     with log.open("w") as out:
         return subprocess.Popen(
-            ["sh", "-c", script], env={**os.environ, **ENVIRONMENT}, stdout=out, stderr=out, cwd=ROOT, start_new_session=True
+            ["sh", "-c", script],
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": f"{path.parent}:{ROOT}"},
+            stdout=out,
+            stderr=out,
+            cwd=ROOT,
+            start_new_session=True,
         )
 
 
@@ -249,6 +261,7 @@ def test_twenty_kills_change_nothing_and_repeat_no_call(server: Server, tmp_path
 
 def everything_is_used(run_dir: Path) -> None:
     """The run in peace met what the kills are meant to hit."""
+    assert all(len(list((run_dir / step / "data").glob("*"))) > 2 for step in ("instruct", "evolve", "respond"))
     from align.core.artifact import Artifact
 
     pool = Artifact(run_dir / "evolve").rows(Instruction)
