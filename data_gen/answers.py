@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from align.core.formats import broken, demands, split_input
 from align.core.hashing import content_id
 from align.core.language import content_units, detect, letter_counts, repetition
 from align.core.rows import Instruction, Made, Message, Reject, Response, Score, SftExample
@@ -14,8 +15,6 @@ from align.engines.complete import Ask, Asking, Job, Unusable, Writer, ask_parse
 from align.engines.protocol import Sampling
 from align.engines.sample import response_rows
 from data_gen.eliminators import is_refusal
-from data_gen.formats import broken, demands
-from data_gen.instruct import split_input
 from data_gen.judge import parse_marks
 from data_gen.prompts import Prompts, fields
 from data_gen.tasks import INPUT_TASKS

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from align.core.formats import split_input
 from align.core.hashing import content_id
 from align.core.rows import Instruction
 from align.engines.complete import Ask, Asking
 from align.engines.protocol import Sampling
 from data_gen.eliminators import elimination_reason
 from data_gen.evolve import AUTO
-from data_gen.instruct import difficulty, split_input, written_line
+from data_gen.instruct import difficulty, written_line
 from data_gen.prompts import Prompts
 
 SHOWN_FAILURES = 8  # what an optimiser with a short context can read

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from data_gen import formats
+from align.core import formats
 from data_gen.request_parts import sentence_list, stems
 
 BRIEF = {"words": 150, "characters": 400, "sentences": 10, "paragraphs": 3}  # more than that is not brief

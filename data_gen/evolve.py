@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from align.core.formats import split_input
 from align.core.hashing import content_id, derive_seed, unit_interval
 from align.core.rows import Instruction, Made, Reject
 from align.engines.complete import Ask, Asking, Job, Unusable, Writer, ask_parsed
 from align.engines.protocol import Sampling
 from data_gen.eliminators import BREADTH, elimination_reason
 from data_gen.inputs import INPUT_KINDS, input_schema, parse_input
-from data_gen.instruct import difficulty, split_input, written_line
+from data_gen.instruct import difficulty, written_line
 from data_gen.judge import judged
 from data_gen.prompts import Prompts
 

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from align.core.formats import draw, split_input
 from align.core.hashing import content_id, derive_seed, unit_interval
 from align.core.language import content_units, detect, sentences, words
 from align.core.rows import Instruction, Knowledge, Made, Message, Reject
 from align.engines.complete import Ask, Asking, Job, Reply, Writer
 from align.engines.protocol import Sampling
 from data_gen.eliminators import has_chatter, is_refusal
-from data_gen.formats import draw
 from data_gen.prompts import Prompts
 from data_gen.request_parts import is_statement, stems
 from data_gen.tasks import INPUT_TASKS, Wish
@@ -254,12 +254,6 @@ def _row(subject: Subject, wish: Wish, text: str, operator: str, run_seed: int) 
         license=unit.license,
         pii=unit.pii,
     )
-
-
-def split_input(text: str) -> tuple[str, str]:
-    """(the request, the input that follows it after an empty line, or an empty text)."""
-    request, _, given = text.partition("\n\n")
-    return request, given
 
 
 def asked_text(row: Instruction) -> str:

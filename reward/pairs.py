@@ -184,6 +184,11 @@ def build_pair(
         validator_rejected=second[loser],
         agreement=measured[rules.agreement],
         kendall_tau=measured["kendall"],
+        p_value=math.nan,
+        weight=1.0,
+        flip_rate=0.0,
+        source="sampled",
+        split="train",
         topic_id=prompt.topic_id,
         lang=prompt.lang,
     )

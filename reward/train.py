@@ -4,7 +4,7 @@ Loss per pair, with r the score: -log sigmoid(r_chosen - r_rejected) + c (r_chos
 scores near zero (Eisenstein et al. 2023, arXiv:2312.09244, eq. 2, c = 0.01), which the first leaves free. The head starts
 at standard deviation 1/sqrt(d + 1), d the hidden size (Stiennon et al. 2020), so that first scores are of order 1.
 
-Pairs are encoded by `reward.model.Encoder` and given to TRL as ids (`chosen_ids`, `rejected_ids`), so training sees what
+Pairs are encoded by `reward.encoder.Encoder` and given to TRL as ids (`chosen_ids`, `rejected_ids`), so training sees what
 scoring sees; weights stay fp32, and bf16 is autocast only.
 """
 
@@ -23,7 +23,8 @@ from align.core.errors import StepError, UserError
 from align.core.hashing import derive_seed
 from align.core.pacing import SaveByClock
 from align.core.rows import RewardPair
-from reward.model import PRECISIONS, Encoder, RewardModel, keep_head_exact, score_head
+from reward.classifier import PRECISIONS, Classifier, keep_head_exact, score_head
+from reward.encoder import Encoder
 
 CENTERING = 0.01
 GROUP = 8
@@ -203,7 +204,7 @@ def _accuracy(margins: Sequence[float]) -> float | None:
     return round(sum(m > 0 for m in margins) / len(margins), 4) if margins else None
 
 
-def held_out_metrics(model: RewardModel, test: Sequence[_EncodedPair]) -> dict[str, Any]:
+def held_out_metrics(model: Classifier, test: Sequence[_EncodedPair]) -> dict[str, Any]:
     """Accuracy overall, by degradation and by language, and the mean score difference, on held-out pairs.
 
     `longer_is_chosen` is what a model that only prefers more tokens would reach: accuracy should be read against it.
@@ -221,7 +222,7 @@ def held_out_metrics(model: RewardModel, test: Sequence[_EncodedPair]) -> dict[s
     return {
         "pairs_test": len(test),
         "accuracy": _accuracy(margins),
-        "accuracy_by_degradation": by(lambda p: p.degradation),
+        "accuracy_by_subset": by(lambda p: p.subset),
         "accuracy_by_lang": by(lambda p: p.lang),
         "longer_is_chosen": _accuracy([float(len(p.chosen_ids) - len(p.rejected_ids)) for p in test]),
         "mean_margin": round(mean, 4) if math.isfinite(mean) else None,
@@ -255,7 +256,7 @@ def train_reward_model(
         epochs: passes over the training pairs; one is customary, more overfit.
         learning_rate: peak, after 5 % linear warm-up and before a cosine decay to 0.
         batch_size: pairs per step.
-        max_length: tokens per side, cut as in `reward.model.fit`.
+        max_length: tokens per side, cut as in `reward.encoder.fit`.
         seed: of the head and of the order of pairs.
         precision: "fp32", or "bf16" for autocast around fp32 weights and for the scoring afterwards.
         on_step: called with (step, total steps, loss) after each step.
@@ -264,7 +265,7 @@ def train_reward_model(
 
     Returns:
         `pairs_train`, `pairs_test`, `pairs_left_out` (cannot be encoded, or equal once cut), `steps`, `final_loss` (mean of
-        the last ten steps), `accuracy`, `accuracy_by_degradation`, `accuracy_by_lang`, `longer_is_chosen`, `mean_margin`
+        the last ten steps), `accuracy`, `accuracy_by_subset`, `accuracy_by_lang`, `longer_is_chosen`, `mean_margin`
         (None where nothing is held out).
 
     Raises:
@@ -307,5 +308,5 @@ def train_reward_model(
         "pairs_left_out": len(pairs) - len(encoded),
         "steps": state.global_step,
         "final_loss": round(sum(last) / len(last), 4),
-        **held_out_metrics(RewardModel.load(output, precision=precision, max_length=max_length), test),
+        **held_out_metrics(Classifier.load(output, precision=precision, max_length=max_length), test),
     }

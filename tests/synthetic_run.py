@@ -242,21 +242,21 @@ class Builder:
         pairs = [
             RewardPair(
                 id=f"pair-{i}", prompt_id=row.id, prompt=row.messages[:-1], chosen=row.messages[-1:],
-                rejected=[{"role": "assistant", "content": "worse"}], degradation=kinds[i % 5], lang=row.lang,
+                rejected=[{"role": "assistant", "content": "worse"}], subset=kinds[i % 5], margin=0.0, lang=row.lang,
                 split="test" if i % 7 == 0 else "train",
             )
             for i, row in enumerate(rows)
         ]  # fmt: skip
         self.write(
             "reward.data", "reward/data", RewardPair, pairs, self.rejects("reward.data", cannot_degrade=2),
-            by_split=dict(Counter(p.split for p in pairs)), by_degradation=dict(Counter(p.degradation for p in pairs)),
+            by_split=dict(Counter(p.split for p in pairs)), by_subset=dict(Counter(p.subset for p in pairs)),
         )  # fmt: skip
         train = [TrainedExample(id=p.id, num_tokens=0) for p in pairs if p.split == "train"]
         for role, accuracy in (("selector", 0.9167), ("validator", 0.7833)):
             self.write(
                 f"reward.{role}", f"reward/{role}", TrainedExample, train, pairs_train=len(train), pairs_left_out=0,
                 steps=40, final_loss=0.2911, pairs_test=len(pairs) - len(train), accuracy=accuracy, longer_is_chosen=0.5417,
-                accuracy_by_degradation={k: round(accuracy - 0.05 * i, 4) for i, k in enumerate(kinds)},
+                accuracy_by_subset={k: round(accuracy - 0.05 * i, 4) for i, k in enumerate(kinds)},
                 accuracy_by_lang={"en": accuracy, "ko": accuracy - 0.1}, mean_margin=1.8731,
             )  # fmt: skip
 

@@ -137,14 +137,19 @@ class SftExample:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardPair:
-    """A training pair of a reward model: an answer and a worse one (`degradation` says how it was made worse)."""
+    """A training pair of a reward model: an answer and a worse one.
+
+    `subset` says how it was made worse, or what a preference file calls the pair's kind; accuracy is given by it. `margin`
+    is how much better the chosen answer is, as far as somebody said so, for the loss with a margin.
+    """
 
     id: str
     prompt_id: str
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
-    degradation: str
+    subset: str
+    margin: float
     lang: str
     split: str
 
@@ -153,7 +158,9 @@ class RewardPair:
 class Preference:
     """{x, yw, yl} with both reward models' scores; `prompt`, `chosen`, `rejected` are lists of messages, as TRL expects.
 
-    `*_token_ids` are the sampled completions themselves: training uses them as they are, never re-tokenised text.
+    `*_token_ids` are the sampled completions themselves: training uses them as they are, never re-tokenised text. `source`
+    is "sampled", or the name of the preference file that the pair was taken from; `split` is train or test (held out of
+    training); `weight` and `flip_rate` carry the agreement into training where the recipe asks for it, else 1 and 0.
     """
 
     id: str
@@ -173,8 +180,44 @@ class Preference:
     validator_rejected: float
     agreement: float
     kendall_tau: float
+    p_value: float
+    weight: float
+    flip_rate: float
+    source: str
+    split: str
     topic_id: str
     lang: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What both reward models say of pair number `slot` of a prompt; `outcome` is "kept" or the reject's reason.
+
+    The measures are those of `reward.agreement`, `p_value` is that of the recipe's measure; NaN where undefined. Margins are
+    score differences of chosen and rejected in each model's own units; ids are empty where no pair was selected.
+    """
+
+    id: str
+    prompt_id: str
+    slot: int
+    outcome: str
+    source: str
+    topic_id: str
+    lang: str
+    num_responses: int
+    num_compared: int
+    chosen_id: str
+    rejected_id: str
+    selector_margin: float
+    validator_margin: float
+    gap: float
+    kendall: float
+    spearman: float
+    sign: float
+    top1: float
+    bottom1: float
+    overlap: float
+    p_value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +311,7 @@ ROW_TYPES: dict[str, type] = {
         SftExample,
         RewardPair,
         Preference,
+        Agreement,
         TrainedExample,
         EvalResult,
         Reject,

@@ -64,7 +64,7 @@ def render(run: RunData) -> str:
         coverage=coverage_view(run.coverage) if run.coverage else None,
         difficulty=difficulty_view(run.evolution) if run.evolution is not None else None,
         sft_charts=train_charts(run.sft, "nll") if run.sft else [],
-        degradation_chart=degradation_chart(run),
+        subset_chart=subset_chart(run),
         stages=[stage_view(stage, colors) for stage in run.stages],
         evaluation_charts=evaluation_charts(run.evaluation) if run.evaluation else [],
         colors=colors,
@@ -157,18 +157,18 @@ def train_charts(metrics: dict[str, Any], loss: str) -> list[Markup]:
     ]
 
 
-def degradation_chart(run: RunData) -> list[Markup]:
+def subset_chart(run: RunData) -> list[Markup]:
     """Held-out accuracy by kind of damage, one chart per reward model."""
     charts = []
     for model in run.reward_models:
-        kinds = at(model.metrics, "accuracy_by_degradation") or {}
+        kinds = at(model.metrics, "accuracy_by_subset") or {}
         items = [
             Bar(kind, float(value), percent(value), f"c-{model.role}", 1.0)
             for kind, value in kinds.items()
             if value is not None
         ]
         if items:
-            charts.append(bars(f"{model.role.capitalize()}: accuracy by degradation", items))
+            charts.append(bars(f"{model.role.capitalize()}: accuracy by subset", items))
     return charts
 
 

@@ -57,7 +57,8 @@ def run_sample(ctx: Context) -> None:
 
 def run_reward_data(ctx: Context) -> None:
     """Training pairs of the reward models."""
-    from reward.degrade import pairs_from_file, reward_pairs
+    from reward.degrade import reward_pairs
+    from reward.preference_file import pairs_from_file
 
     spec = ctx.recipe.reward_data
     if spec.path:
@@ -72,7 +73,7 @@ def run_reward_data(ctx: Context) -> None:
         raise UserError(
             f"reward_data: no training pair came out of {len(rows) + len(rejects)}; see {ctx.out.folder}/rejects"
         )
-    ctx.finish(by_split=dict(Counter(r.split for r in rows)), by_degradation=dict(Counter(r.degradation for r in rows)))
+    ctx.finish(by_split=dict(Counter(r.split for r in rows)), by_subset=dict(Counter(r.subset for r in rows)))
 
 
 def run_reward_train(ctx: Context) -> None:
@@ -120,10 +121,10 @@ def run_score_answers(ctx: Context) -> None:
 
 
 def _score(ctx: Context, responses: Sequence[Response], role: str, folder: Path, precision: str, max_length: int) -> None:
-    from reward.model import RewardModel
+    from reward.classifier import Classifier
 
     prompts = {p.id: p for p in ctx.rows("evolve", Instruction)}
-    model = RewardModel.load(folder, precision=precision, max_length=max_length)
+    model = Classifier.load(folder, precision=precision, max_length=max_length)
     scores = model.score_all(
         [(r.id, prompts[r.prompt_id].messages, r.text) for r in responses],
         journal=ctx.out.journal("scores"),

@@ -32,7 +32,7 @@ from align.steps.asked import splits, task_types, written_languages
 from data_gen.prompts import Prompts
 
 # Raised when the meaning of rows or of a step's work changes: everything is made anew.
-CODE_SCHEMA = 3
+CODE_SCHEMA = 4
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 REWARD_ROLES = ("selector", "validator")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from align.core.formats import demands, draw
 from align.core.rows import Instruction, Made, Response
 from align.engines.complete import Ask, Reply
 from data_gen.answers import (
@@ -21,7 +22,6 @@ from data_gen.answers import (
     score_job,
     sft_set,
 )
-from data_gen.formats import demands, draw
 from data_gen.prompts import Prompts
 from data_gen.tasks import INPUT_TASKS, PLAIN_TASKS
 from tests import jobs

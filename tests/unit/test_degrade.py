@@ -8,7 +8,8 @@ import pytest
 from align.core.errors import UserError
 from align.core.hashing import unit_interval
 from align.core.rows import RewardPair, SftExample, to_table
-from reward.degrade import OPERATORS, degrade, pairs_from_file, reward_pairs
+from reward.degrade import OPERATORS, degrade, reward_pairs
+from reward.preference_file import pairs_from_file
 
 EN = "Water boils at one hundred degrees. It does so at sea level. On a mountain the air is thin, and it boils earlier."
 KO = "물은 백 도에서 끓습니다. 해수면에서 그렇습니다. 높은 산에서는 공기가 옅어서 더 낮은 온도에서 끓습니다."
@@ -81,7 +82,7 @@ def test_pairs_add_up_and_split_by_prompt() -> None:
     for prompt_id, side in sides.items():
         assert side == {"test" if unit_interval(17, "reward-split", prompt_id) < 0.3 else "train"}
     assert 0.15 < sum(side == {"test"} for side in sides.values()) / len(sides) < 0.45
-    assert {p.degradation for p in pairs} == set(OPERATORS)
+    assert {p.subset for p in pairs} == set(OPERATORS)
     for pair in pairs:
         assert [m["role"] for m in pair.prompt] == ["user", "assistant", "user"]
         assert pair.chosen != pair.rejected

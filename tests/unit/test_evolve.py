@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from align.core.formats import split_input
 from align.core.rows import Instruction, Made
 from align.engines.complete import Ask, Reply
 from data_gen.auto_evolve import optimised, report
 from data_gen.eliminators import elimination_reason
 from data_gen.evolve import EvolutionRules, evolution_job, operator_of, operators_for
-from data_gen.instruct import difficulty, split_input
+from data_gen.instruct import difficulty
 from data_gen.prompts import Prompts
 from data_gen.request_parts import is_statement
 from tests.jobs import SAMPLING, failed, instruction, run_job, said

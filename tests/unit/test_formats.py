@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from align.core.errors import UserError
-from data_gen.formats import Demand, broken, contradiction, demands, draw
+from align.core.formats import Demand, broken, contradiction, demands, draw
 
 
 def shown(found: list[Demand]) -> str:

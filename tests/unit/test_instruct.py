@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from align.core.formats import demands, split_input
 from align.core.rows import Instruction, Made, Reject
 from align.engines.complete import Ask, Reply
-from data_gen.formats import demands
 from data_gen.instruct import (
     MAX_WORDS,
     Subject,
@@ -23,7 +23,6 @@ from data_gen.instruct import (
     instruction_job,
     keyword,
     passage_around,
-    split_input,
     split_of,
     wish_messages,
 )

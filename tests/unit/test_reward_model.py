@@ -14,7 +14,8 @@ from align.core.errors import StepError, UserError
 from align.core.hashing import file_sha256
 from align.core.journal import Journal
 from align.core.rows import RewardPair
-from reward.model import PLAIN_TEMPLATE, RewardModel, batches, fit, keep_head_exact, score_head
+from reward.classifier import Classifier, batches, keep_head_exact, score_head
+from reward.encoder import PLAIN_TEMPLATE, fit
 from reward.train import newest_checkpoint, train_reward_model
 
 CHAT = (
@@ -102,8 +103,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save(tmp_path_factory.mktemp(name) / "model") for name, save in SAVE.items()}
 
 
-def load(folder: Path, max_length: int = 128, precision: str = "fp32") -> RewardModel:
-    return RewardModel.load(folder, precision=precision, max_length=max_length)
+def load(folder: Path, max_length: int = 128, precision: str = "fp32") -> Classifier:
+    return Classifier.load(folder, precision=precision, max_length=max_length)
 
 
 def test_decoder_sequence_is_the_template_and_ends_with_the_end_of_turn(folders: dict[str, Path]) -> None:
@@ -255,7 +256,7 @@ def pairs(count: int = 24) -> list[RewardPair]:
         RewardPair(
             id=f"x{i}", prompt_id=f"p{i}", prompt=ASK, chosen=[{"role": "assistant", "content": "blue sky " * (1 + i % 3)}],
             rejected=[{"role": "assistant", "content": "green grass " * (1 + i % 4)}],
-            degradation=("cut", "other")[i % 2], lang="en", split="train" if i % 4 else "test",
+            subset=("cut", "other")[i % 2], margin=0.0, lang="en", split="train" if i % 4 else "test",
         )
         for i in range(count)
     ]  # fmt: skip
@@ -276,7 +277,7 @@ def test_training_learns_saves_and_reports(folders: dict[str, Path], tmp_path: P
     assert [s[:2] for s in steps] == [(i, 18) for i in range(1, 19)]
     assert steps[-1][2] < 0.2 < steps[0][2]
     assert metrics["accuracy"] == 1.0 and metrics["mean_margin"] > 1
-    assert metrics["accuracy_by_degradation"] == {"cut": 1.0} and metrics["accuracy_by_lang"] == {"en": 1.0}
+    assert metrics["accuracy_by_subset"] == {"cut": 1.0} and metrics["accuracy_by_lang"] == {"en": 1.0}
     assert (metrics["pairs_train"], metrics["pairs_test"], metrics["pairs_left_out"], metrics["steps"]) == (18, 6, 0, 18)
     assert "'loss'" not in capsys.readouterr().out
     out = tmp_path / "model"

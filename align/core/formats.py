@@ -16,9 +16,9 @@ from itertools import permutations
 from typing import Any
 
 from align.core.errors import UserError
+from align.core.format_wording import FENCE, MARKER, demanded
 from align.core.hashing import derive_seed
 from align.core.language import sentences
-from data_gen.format_wording import FENCE, MARKER, demanded
 
 # An answer has at least as many of a unit as of one with a higher number. Items may share a sentence.
 _UNITS = {"characters": 0, "words": 1, "sentences": 2, "items": 2, "paragraphs": 3, "bullets": 3, "numbered": 3}
@@ -46,6 +46,12 @@ class Demand:
         if unit not in _UNITS:
             return "", 0, 0
         return unit, 0 if bound == "max" else self.count, float("inf") if bound == "min" else self.count
+
+
+def split_input(text: str) -> tuple[str, str]:
+    """(the request, the input that follows it after an empty line, or an empty text)."""
+    request, _, given = text.partition("\n\n")
+    return request, given
 
 
 def demands(text: str, lang: str) -> list[Demand]:

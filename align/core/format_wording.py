@@ -1,4 +1,4 @@
-"""How English and Korean instructions word format demands (see `data_gen.formats`), as patterns and what they may not touch.
+"""How English and Korean instructions word format demands (see `align.core.formats`): patterns, and what they may not touch.
 
 A wording counts where a sentence asks for it and it is about the whole answer. It does not where a sentence speaks of the
 format or forbids it, in pasted or quoted text, for a part ("a title of at most five words") or for each of several things.
