@@ -39,6 +39,8 @@ EPILOG = """first steps:
   align check              validate it and print the plan
   align run                do everything that is not done yet; Ctrl-C is safe, the same command goes on
 """
+AUDIT = """Reads a stage's pairs with everything both reward models said, or a plain preference file (JSON Lines with prompt,
+chosen, rejected), and prints what stands out first. docs/reward.md explains every finding and its limit."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,6 +96,21 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--prompt", action="append", help="ask this and exit (repeatable); else read from the terminal")
     chat.add_argument("--max-tokens", type=int, default=128)
     chat.add_argument("--temperature", type=float, default=0.0)
+    audit = commands.add_parser(
+        "audit", help="what a preference set would teach: lengths, agreement, sources, refusals", description=AUDIT
+    )
+    audit.add_argument("path", type=Path, help="a stage's pairs (runs/NAME/stage1/pair) or a preference file")
+    audit.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    audit.add_argument("--page", type=Path, metavar="FILE", help="write a page with pictures there")
+    bench = commands.add_parser(
+        "reward-bench", parents=[recipe], help="accuracy of a reward model on a preference file, by subset",
+    )  # fmt: skip
+    bench.add_argument("model", help="a classifier's folder, or selector or validator of the recipe")
+    bench.add_argument("file", type=Path, help="JSON Lines or Parquet: prompt, chosen, rejected, perhaps subset")
+    bench.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of a folder's scoring (default: fp32)")
+    bench.add_argument("--max-length", type=int, default=512, help="tokens that a folder's model reads (default: 512)")
+    bench.add_argument("--limit", type=int, help="take this many pairs only")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and scores there")
     commands.add_parser("doctor", help="say what is installed, and what this machine can do")
     return top
 
@@ -168,6 +185,25 @@ def wanted_steps(run: Run, verb: str, stage: int) -> list[str]:
     return steps
 
 
+def _reward_bench(args: argparse.Namespace) -> None:
+    from align.reward_bench import reward_bench
+
+    options = {"limit": args.limit, "json_path": args.json, "say": print}
+    if args.model not in ("selector", "validator"):
+        reward_bench(Path(args.model), args.file, precision=args.precision, max_length=args.max_length, **options)
+        return
+    from align.steps.context import Process
+    from align.steps.outside import load_prompts
+    from align.steps.scoring import open_judge
+
+    run = open_run(args)
+    process = Process(run.recipe, run.run_dir, {step.name: step for step in run.steps()})
+    try:
+        reward_bench(open_judge(process, load_prompts(run.recipe), args.model), args.file, **options)
+    finally:
+        process.close()
+
+
 def _other(args: argparse.Namespace) -> None:
     from align import inspecting
 
@@ -175,6 +211,12 @@ def _other(args: argparse.Namespace) -> None:
         from align.inducing import induce_taxonomy
 
         induce_taxonomy(open_run(args), args.out, by_model=args.names == "model", say=print)
+    elif args.command == "reward-bench":
+        _reward_bench(args)
+    elif args.command == "audit":
+        from align.auditing import audit_command
+
+        audit_command(args.path, print, json_out=args.json, page=args.page)
     elif args.command == "schema":
         from align.recipe.load import json_schema
 

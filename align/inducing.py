@@ -15,7 +15,7 @@ from align.engines.protocol import Sampling
 from align.recipe.base import BASE_MODEL
 from align.runner import Run, execute
 from align.steps.context import Process
-from align.steps.table import load_prompts
+from align.steps.outside import load_prompts
 from data_gen.induce import Namer, induce, side_by_side, write_tree
 from data_gen.prompts import Prompts, fields, read_object
 

@@ -18,9 +18,10 @@ from align.core.hashing import FileHashes
 from align.core.lock import run_lock
 from align.recipe.load import dump_recipe
 from align.recipe.schema import Recipe
-from align.steps.checks import check_taxonomy
+from align.steps.checks import check_judges, check_taxonomy
 from align.steps.context import Process
-from align.steps.table import Planned, Step, build_steps, missing_builtins, plan_steps
+from align.steps.outside import missing_builtins
+from align.steps.table import Planned, Step, build_steps, plan_steps
 from align.worker import read_error, run_one
 
 Say = Callable[[str], None]
@@ -40,7 +41,10 @@ class Run:
 
     def plan(self) -> list[Planned]:
         """What stands and what is to be done; makes no folder and loads no model."""
-        return plan_steps(self.steps(), self.run_dir, FileHashes(self._hash_cache()))
+        hashes = FileHashes(self._hash_cache())
+        plan = plan_steps(self.steps(), self.run_dir, hashes)
+        check_judges(self.recipe, hashes)
+        return plan
 
     def _hash_cache(self) -> Path:
         from align.builtin_models import models_home

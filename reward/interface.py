@@ -48,25 +48,30 @@ class RewardModel(Protocol):
         ...
 
 
-def score_groups(model: RewardModel, groups: Sequence[Group], *, journal: Journal, bar: Progress) -> dict[str, float]:
+def score_groups(
+    model: RewardModel, groups: Sequence[Group], *, journal: Journal, bar: Progress | None = None
+) -> dict[str, float]:
     """Scores by response id. Each group's are in the journal as soon as they are known, and none is computed twice.
 
     Args:
         model: the reward model.
         groups: of different prompts.
         journal: of this reward model alone, keyed by the prompt's id; it holds null for NaN.
-        bar: told of each group's responses.
+        bar: told of each group's responses, those in the journal as done earlier.
 
     Raises:
         StepError: the model gave a group another number of scores than it has responses.
     """
     todo = [group for group in groups if group.id not in journal]
+    if bar is not None:
+        bar.advance(sum(len(group.responses) for group in groups if group.id in journal), earlier=True)
     for place, scores in model.score(todo):
         group = todo[place]
         if len(scores) != len(group.responses):
             raise StepError(f"prompt {group.id}: {len(scores)} scores for {len(group.responses)} responses")
         journal.put(group.id, [None if math.isnan(score) else score for score in scores])
-        bar.advance(len(scores))
+        if bar is not None:
+            bar.advance(len(scores))
     return {
         key: math.nan if score is None else float(score)
         for group in groups

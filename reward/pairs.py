@@ -1,254 +1,399 @@
-"""From N scored responses of a prompt to {x, yw, yl}, or to a reject that says why not.
+"""From responses scored by two reward models to {x, yw, yl}, or to rejects that say why not.
 
-The selector picks the best and the worst response; the validator must prefer the same one, by enough. Which responses are
-compared, and in which order the rules are asked, is fixed (see `build_pair`), so that each prompt ends in one place with
-its numbers. Everything is joined by id; nothing depends on the order of the inputs.
+`build_pairs` takes the prompts of a shard with the responses to them and both models' scores as Arrow tables, joins them by
+id, sorts out what is not compared, and lets `reward.selection` choose. Each prompt has K slots; each slot ends as a pair or
+as a reject, and has a row of agreements, so that no prompt loses its numbers. Nothing depends on the order of the inputs.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from align.core.errors import StepError
-from align.core.hashing import content_id
-from align.core.rows import Instruction, Preference, Reject, Response, Score
-from reward.agreement import MEASURES, agreement
+from align.core.hashing import content_id, short_hash, unit_interval
+from align.core.language import detect
+from align.core.rows import Agreement, Instruction, Preference, Reject, arrow_schema
+from reward.agreement import MEASURES
+from reward.selection import CODES, OUTCOMES, Block, Bools, Floats, Ints, PairRules, Selection, check_given, select
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairRules:
-    """What a pair must satisfy.
+@dataclass(frozen=True)
+class Built:
+    """Pairs and rejects, together K for each prompt and in the prompts' order, and what the models say of each.
 
-    Attributes:
-        select: "best_worst", the highest and the lowest selector score.
-        agreement: a key of `reward.agreement.MEASURES`.
-        threshold: least agreement, in the measure's own range.
-        min_margin: least selector score difference of yw and yl, in that model's own units.
-        drop_unfinished: leave out responses that did not end by themselves (finish_reason other than "stop").
-        max_length: completion tokens that training will keep; None = all.
-
-    Raises:
-        ValueError: an unknown `select` or `agreement`, a NaN threshold, a negative margin or a max_length below 1.
+    `agreements` has a row of `Agreement` for every slot, kept or not; its id is that of the pair or of the reject.
     """
 
-    select: str = "best_worst"
-    agreement: str
-    threshold: float
-    min_margin: float = 0.0
-    drop_unfinished: bool = True
-    max_length: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.select != "best_worst":
-            raise ValueError(f"unknown select {self.select!r}; known is best_worst")
-        if self.agreement not in MEASURES:
-            raise ValueError(f"unknown agreement {self.agreement!r}; known are {', '.join(MEASURES)}")
-        if math.isnan(self.threshold) or not self.min_margin >= 0:
-            raise ValueError(f"threshold {self.threshold} and min_margin {self.min_margin} must be numbers, margin >= 0")
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"max_length {self.max_length} must be at least 1")
+    pairs: list[Preference]
+    rejects: list[Reject]
+    agreements: pa.Table
 
 
-def _plain(value: float) -> float | str | None:
-    """A float as strict JSON knows it: NaN is null, the infinities are text."""
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else str(value)
+@dataclass(frozen=True)
+class _Samples:
+    """R responses to P prompts, joined by id.
 
-
-@dataclass
-class _Case:
-    """One prompt on its way through the rules; `numbers` goes into the reject so that no prompt loses its scores."""
-
-    prompt: Instruction
-    selector: Mapping[str, float]
-    validator: Mapping[str, float]
-    candidates: list[Response]
-    numbers: dict[str, object] = field(default_factory=dict)
-
-    def reject(self, reason: str) -> Reject:
-        raw = json.dumps(self.numbers, ensure_ascii=False, allow_nan=False, sort_keys=True)
-        return Reject(id=self.prompt.id, reason=reason, raw=raw, topic_id=self.prompt.topic_id)
-
-    def winner_and_loser(self) -> tuple[int, int]:
-        """Indices of the best and the worst under the selector; several at an extreme: the lowest response id."""
-        scores = [self.selector[r.id] for r in self.candidates]  # candidates are sorted by id, so `index` finds the lowest
-        return scores.index(max(scores)), scores.index(min(scores))
-
-
-def _candidates(responses: Sequence[Response], rules: PairRules) -> tuple[list[Response], str | None]:
-    """The responses that are compared, sorted by id, and why there are too few of them (None = enough)."""
-    if len(responses) < 2:
-        return list(responses), "fewer_than_two_responses"
-    finished = [
-        r for r in responses if (r.finish_reason == "stop" or not rules.drop_unfinished) and r.token_ids and r.text.strip()
-    ]
-    if len(finished) < 2:
-        return finished, "fewer_than_two_finished"
-    distinct: dict[tuple[int, ...], Response] = {}
-    for response in sorted(finished, key=lambda r: r.id):
-        distinct.setdefault(tuple(response.token_ids), response)
-    kept = list(distinct.values())
-    return kept, "all_responses_identical" if len(kept) < 2 else None
-
-
-def _objection(case: _Case, winner: int, loser: int, value: float, rules: PairRules) -> str | None:
-    """The first rule after the selection that the pair breaks, or None."""
-    chosen, rejected = case.candidates[winner], case.candidates[loser]
-    validator_gap = case.validator[chosen.id], case.validator[rejected.id]
-    if validator_gap[0] == validator_gap[1]:
-        return "validator_tie"
-    if not validator_gap[0] > validator_gap[1]:
-        return "validator_disagrees"
-    if not value >= rules.threshold:
-        return "agreement_below_threshold"
-    if not case.selector[chosen.id] - case.selector[rejected.id] >= rules.min_margin:
-        return "margin_below_minimum"
-    # Training sees the first `max_length` tokens only; two equal beginnings would be a pair without a difference.
-    if chosen.token_ids[: rules.max_length] == rejected.token_ids[: rules.max_length]:
-        return "identical_after_truncation"
-    return None
-
-
-def build_pair(
-    prompt: Instruction,
-    responses: list[Response],
-    selector: Mapping[str, float],
-    validator: Mapping[str, float],
-    rules: PairRules,
-) -> Preference | Reject:
-    """The preference pair of one prompt, or the first reason against it.
-
-    Reasons in the order they are asked: `fewer_than_two_responses`; unfinished and empty responses are left out, then
-    `fewer_than_two_finished`; responses with equal token ids become one (the lowest id stays), then
-    `all_responses_identical`; `nan_score` (either model, any compared response); `selector_tie` (best score == worst
-    score); `validator_tie` and `validator_disagrees` (on yw and yl); `agreement_below_threshold`; `margin_below_minimum`;
-    `identical_after_truncation`. Responses in the wrong language stay: judging them is the reward models' task. Where
-    several responses share the best (or worst) score, the lowest response id is taken. Ranks are among compared responses.
-
-    Args:
-        prompt: the prompt; its id becomes the reject's id.
-        responses: its N responses, in any order.
-        selector: score by response id of the model that picks.
-        validator: score by response id of the model that must agree.
-        rules: see `PairRules`.
-
-    Raises:
-        StepError: a response has no score, or belongs to another prompt.
+    `row` (P, N) leads from a prompt and a column (its responses in the order of their ids) to the table's row, -1 = none;
+    `place` (R,) leads back to the prompt. Scores are (R,), in the table's order.
     """
-    for response in responses:
-        if response.prompt_id != prompt.id:
-            raise StepError(f"response {response.id} belongs to prompt {response.prompt_id}, not {prompt.id}")
-        for name, scores in (("selector", selector), ("validator", validator)):
-            if response.id not in scores:
-                raise StepError(f"response {response.id} of prompt {prompt.id} has no {name} score")
-    candidates, too_few = _candidates(responses, rules)
-    case = _Case(prompt, selector, validator, candidates)
-    ids = sorted(r.id for r in responses)
-    case.numbers = {
-        "selector": {i: _plain(selector[i]) for i in ids},
-        "validator": {i: _plain(validator[i]) for i in ids},
-        "compared": [r.id for r in candidates],
+
+    prompts: Sequence[Instruction]
+    responses: pa.Table
+    row: Ints
+    place: Ints
+    selector: Floats
+    validator: Floats
+
+    def spread(self, values: NDArray[Any], fill: Any) -> NDArray[Any]:
+        """(P, N) of (R,) values, with `fill` where there is no response."""
+        return np.append(values, np.asarray([fill], values.dtype))[self.row]
+
+
+def _score_of_each(name: str, scores: pa.Table, responses: pa.Table) -> Floats:
+    """(R,) the scores of one model in the order of the responses; each must have exactly one."""
+    ids = responses["id"]
+    at = pc.index_in(scores["response_id"], value_set=ids)
+    if at.null_count:
+        stranger = scores["response_id"].filter(pc.is_null(at))[0]
+        raise StepError(f"{name}: a score for response {stranger}, which is not among the samples")
+    answered = responses["prompt_id"].take(at)
+    if len(other := pc.indices_nonzero(pc.not_equal(answered, scores["prompt_id"]))):
+        first = other[0].as_py()
+        response, prompt = scores["response_id"][first], scores["prompt_id"][first]
+        raise StepError(f"{name}: response {response} is scored for prompt {prompt}, it answers {answered[first]}")
+    place = at.to_numpy()
+    times = np.bincount(place, minlength=len(ids))
+    if (times > 1).any():
+        raise StepError(f"{name}: two scores for response {ids[int(times.argmax())]}")
+    if len(models := pc.unique(scores["reward_model"])) > 1:
+        raise StepError(f"{name}: scores of more than one reward model: {', '.join(sorted(models.to_pylist()))}")
+    if missing := pc.filter(ids, pa.array(times == 0)).to_pylist():
+        raise StepError(f"{name}: {len(missing)} responses without a score, the first is {min(missing)}")
+    return np.asarray(scores["score"].to_numpy()[np.argsort(place)])
+
+
+def _join(prompts: Sequence[Instruction], responses: pa.Table, selector: pa.Table, validator: pa.Table) -> _Samples:
+    """See `build_pairs` for the errors."""
+    prompt_ids = pa.array([p.id for p in prompts], pa.string())
+    for what, ids in (("prompt", prompt_ids), ("response", responses["id"])):
+        if len(pc.unique(ids)) < len(ids):
+            twice, _ = Counter(ids.to_pylist()).most_common(1)[0]
+            raise StepError(f"{what} id {twice} appears twice")
+    at = pc.index_in(responses["prompt_id"], value_set=prompt_ids)
+    if at.null_count:
+        lost = responses.filter(pc.is_null(at)).slice(0, 1).to_pylist()[0]
+        raise StepError(f"response {lost['id']} answers prompt {lost['prompt_id']}, which is not among the prompts")
+    place = at.to_numpy().astype(np.int64)
+    keys = pa.table({"place": at, "id": responses["id"]})
+    by_id = pc.sort_indices(keys, [("place", "ascending"), ("id", "ascending")]).to_numpy()
+    counts = np.bincount(place, minlength=len(prompts))
+    column = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+    row = np.full((len(prompts), max(1, counts.max(initial=0))), -1)
+    row[place[by_id], column] = by_id
+    scores = (_score_of_each(n, s, responses) for n, s in (("selector", selector), ("validator", validator)))
+    return _Samples(prompts, responses, row, place, *scores)
+
+
+# Three counts of UTF-8 bytes in one integer, 21 bits each: ASCII letters; first bytes of U+B000 to U+CFFF, which is all
+# Hangul; first bytes of any character beyond ASCII.
+_COUNTS = [chr(b).isalpha() if b < 128 else ((b in (0xEB, 0xEC)) << 21) + ((b >= 0xC2) << 42) for b in range(256)]
+_COUNTS_OF_BYTE = np.array(_COUNTS, np.int64)
+
+
+def _in_other_language(samples: _Samples, finished: Bools) -> Bools:
+    """(R,) whether a finished response is in the other language than its prompt's answer_lang.
+
+    Counts of bytes bound the shares of letters, for all texts at once; `detect` is asked where they leave it open. Text
+    without letters, and text of neither language, is not in the other.
+    """
+    if not finished.any():
+        return finished
+    texts = samples.responses["text"].combine_chunks()
+    ends = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    counted = np.zeros(ends[-1] - ends[0] + 1, np.int64)
+    np.cumsum(_COUNTS_OF_BYTE[np.frombuffer(texts.buffers()[2], np.uint8)[ends[0] : ends[-1]]], out=counted[1:])
+    counts = np.diff(counted[ends - ends[0]])
+    latin, hangul, beyond = counts & (2**21 - 1), counts >> 21 & (2**21 - 1), counts >> 42
+    expected = np.array([p.answer_lang for p in samples.prompts], str)[samples.place]
+    # Of the letters at most beyond / (latin + beyond) are Hangul, and Korean begins at 0.3; at least
+    # hangul / (latin + beyond) are not Latin, and English ends at 0.2.
+    fine = np.where(expected == "en", beyond < 0.42 * latin, (expected == "ko") & (hangul > 0.21 * (latin + beyond)))
+    asked = np.flatnonzero(finished & ~(fine & (np.diff(ends) < 2**21)))
+    wrong = np.zeros(len(texts), bool)
+    for place, text in zip(asked.tolist(), texts.take(pa.array(asked)).to_pylist(), strict=True):
+        wrong[place] = detect(text) not in (expected[place], "other")
+    return wrong
+
+
+def _completions(responses: pa.Table, max_length: int | None) -> Ints:
+    """(R,) numbers that are equal where the token ids are, as far as training keeps them."""
+    ids = responses["token_ids"].combine_chunks()
+    if max_length is not None:
+        ids = pc.list_slice(ids, 0, max_length)
+    octets = np.ascontiguousarray(ids.flatten().to_numpy(), np.int32)
+    ends = 4 * np.append(0, np.cumsum(pc.list_value_length(ids).to_numpy(), dtype=np.int64))
+    as_bytes = pa.Array.from_buffers(pa.large_binary(), len(ids), [None, pa.py_buffer(ends), pa.py_buffer(octets)])
+    return as_bytes.dictionary_encode().indices.to_numpy().astype(np.int64)
+
+
+def _block(samples: _Samples, rules: PairRules, run_seed: int) -> Block:
+    """The responses that are compared: finished, in the right language, none twice."""
+    responses, place = samples.responses, samples.place
+    finished = pc.and_(
+        pc.greater(pc.list_value_length(responses["token_ids"]), 0),
+        pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(responses["text"])), 0),
+    ).to_numpy()
+    if not rules.keep_unfinished:
+        finished &= pc.equal(responses["finish_reason"], "stop").to_numpy()
+    right = finished if rules.keep_wrong_language else finished & ~_in_other_language(samples, finished)
+    by_id = samples.row[samples.row >= 0]
+    by_id = by_id[right[by_id]]
+    completions = _completions(responses, rules.max_length)
+    # The first of each, by id.
+    _, first = np.unique(place[by_id] * (1 + completions.max(initial=0)) + completions[by_id], return_index=True)
+    usable = np.zeros(len(place), bool)
+    usable[by_id[first]] = True
+    few = {
+        "fewer_than_two_responses": np.ones(len(place), bool),
+        "fewer_than_two_finished": finished,
+        "wrong_language": right,
+        "all_responses_identical": usable,
     }
-    if too_few:
-        return case.reject(too_few)
-    first, second = ([float(scores[r.id]) for r in candidates] for scores in (selector, validator))
-    if any(math.isnan(score) for score in first + second):
-        return case.reject("nan_score")
-    winner, loser = case.winner_and_loser()
-    if first[winner] == first[loser]:
-        return case.reject("selector_tie")
-    chosen, rejected = candidates[winner], candidates[loser]
-    measured = {name: agreement(name, first, second, winner, loser) for name in MEASURES}
-    case.numbers |= {"chosen": chosen.id, "rejected": rejected.id, **{k: _plain(v) for k, v in measured.items()}}
-    if reason := _objection(case, winner, loser, measured[rules.agreement], rules):
-        return case.reject(reason)
-    return Preference(
-        id=content_id("preference", prompt.id, chosen.id, rejected.id),
-        prompt_id=prompt.id,
-        prompt=prompt.messages,
-        chosen=[{"role": "assistant", "content": chosen.text}],
-        rejected=[{"role": "assistant", "content": rejected.text}],
-        chosen_id=chosen.id,
-        rejected_id=rejected.id,
-        chosen_token_ids=list(chosen.token_ids),
-        rejected_token_ids=list(rejected.token_ids),
-        chosen_model=chosen.model,
-        rejected_model=rejected.model,
-        selector_chosen=first[winner],
-        selector_rejected=first[loser],
-        validator_chosen=second[winner],
-        validator_rejected=second[loser],
-        agreement=measured[rules.agreement],
-        kendall_tau=measured["kendall"],
-        p_value=math.nan,
-        weight=1.0,
-        flip_rate=0.0,
-        source="sampled",
-        split="train",
-        topic_id=prompt.topic_id,
-        lang=prompt.lang,
+    too_few = [np.bincount(place[left], minlength=len(samples.prompts)) < 2 for left in few.values()]
+    random = np.zeros(len(place), np.uint64)
+    if rules.select == "best_random":
+        hashes = (short_hash(f"pair-random {run_seed} {response}") for response in responses["id"].to_pylist())
+        random = np.fromiter(hashes, np.uint64, len(place))
+    return Block(
+        selector=samples.spread(samples.selector, math.nan),
+        validator=samples.spread(samples.validator, math.nan),
+        usable=samples.spread(usable, False),
+        num_tokens=samples.spread(responses["num_tokens"].to_numpy(), 0),
+        random=samples.spread(random, 0),
+        objection=np.select(too_few, [CODES[why] for why in few], 0),
     )
 
 
-def _by_response(name: str, scores: Iterable[Score], responses: Mapping[str, Response]) -> dict[str, float]:
-    """Scores of one model by response id; every response must have exactly one."""
-    found: dict[str, float] = {}
-    models = set()
-    for score in scores:
-        response = responses.get(score.response_id)
-        if response is None:
-            raise StepError(f"{name}: a score for response {score.response_id}, which is not among the samples")
-        if response.prompt_id != score.prompt_id:
-            raise StepError(
-                f"{name}: response {response.id} is scored for prompt {score.prompt_id}, it answers {response.prompt_id}"
+class _Slots:
+    """All P * K slots one below the other; `chosen` and `rejected` are rows of the responses, -1 where there is no pair."""
+
+    def __init__(self, samples: _Samples, block: Block, selection: Selection) -> None:
+        self.samples, self.block = samples, block
+        self.place, self.slot = (at.ravel() for at in np.indices(selection.outcome.shape))
+        self.chosen, self.rejected = (
+            np.where(at < 0, -1, np.take_along_axis(samples.row, np.maximum(at, 0), axis=1)).ravel()
+            for at in (selection.winner, selection.loser)
+        )
+        self.outcome = selection.outcome.ravel()
+        self.measures = {name: values.ravel() for name, values in selection.measures.items()}
+        self.measures["p_value"] = selection.p_value.ravel()
+        self.ids = [*samples.responses["id"].to_pylist(), ""]  # the last for -1
+
+
+def _preferences(slots: _Slots, rules: PairRules, run_seed: int, source: str) -> list[Preference]:
+    samples, kept = slots.samples, np.flatnonzero(slots.outcome == 0)
+    columns: dict[str, list[Any]] = {}
+    for side, rows in (("chosen", slots.chosen[kept]), ("rejected", slots.rejected[kept])):
+        sampled = samples.responses.select(["id", "text", "token_ids", "model"]).take(pa.array(rows))
+        columns |= {
+            f"{side}_id": sampled["id"].to_pylist(),
+            side: [[{"role": "assistant", "content": text}] for text in sampled["text"].to_pylist()],
+            f"{side}_token_ids": sampled["token_ids"].to_pylist(),
+            f"{side}_model": sampled["model"].to_pylist(),
+            f"selector_{side}": samples.selector[rows].tolist(),
+            f"validator_{side}": samples.validator[rows].tolist(),
+        }
+    gap = slots.measures["gap"][kept]
+    columns |= {
+        "agreement": slots.measures[rules.agreement][kept].tolist(),
+        "kendall_tau": slots.measures["kendall"][kept].tolist(),
+        "p_value": slots.measures["p_value"][kept].tolist(),
+        "weight": (gap if rules.use == "weight" else np.ones(len(kept))).tolist(),
+        "flip_rate": ((1 - gap) / 2 if rules.use == "flip_rate" else np.zeros(len(kept))).tolist(),
+    }
+    pairs = []
+    for place, *values in zip(slots.place[kept].tolist(), *columns.values(), strict=True):
+        prompt, fields = samples.prompts[place], dict(zip(columns, values, strict=True))
+        test = rules.held_out > 0 and unit_interval(run_seed, "pair-held-out", prompt.id) < rules.held_out
+        pairs.append(
+            Preference(
+                id=content_id("preference", prompt.id, fields["chosen_id"], fields["rejected_id"]),
+                prompt_id=prompt.id, prompt=prompt.messages, source=source, split="test" if test else "train",
+                topic_id=prompt.topic_id, lang=prompt.lang, **fields,
             )
-        if score.response_id in found:
-            raise StepError(f"{name}: two scores for response {score.response_id}")
-        models.add(score.reward_model)
-        found[score.response_id] = score.score
-    if len(models) > 1:
-        raise StepError(f"{name}: scores of more than one reward model: {', '.join(sorted(models))}")
-    if missing := sorted(responses.keys() - found.keys()):
-        raise StepError(f"{name}: {len(missing)} responses without a score, the first is {missing[0]}")
-    return found
+        )  # fmt: skip
+    return pairs
+
+
+def _plain(values: NDArray[Any]) -> list[float | str | None]:
+    """Floats as strict JSON knows them: NaN is null, the infinities are text."""
+    if np.isfinite(values).all():
+        return list(values.tolist())
+    return [None if math.isnan(v) else v if math.isfinite(v) else str(v) for v in values.tolist()]
+
+
+def _rejects(slots: _Slots) -> list[Reject]:
+    samples, ids, dropped = slots.samples, slots.ids, np.flatnonzero(slots.outcome > 0)
+    selector, validator = _plain(samples.selector), _plain(samples.validator)
+    measures = {name: _plain(values) for name, values in slots.measures.items()}
+    made = []
+    for at, place, slot in zip(*(a.tolist() for a in (dropped, slots.place[dropped], slots.slot[dropped])), strict=True):
+        prompt, row, usable = samples.prompts[place], samples.row[place].tolist(), slots.block.usable[place].tolist()
+        numbers: dict[str, object] = {
+            "selector": {ids[r]: selector[r] for r in row if r >= 0},
+            "validator": {ids[r]: validator[r] for r in row if r >= 0},
+            "compared": [ids[r] for r, is_compared in zip(row, usable, strict=True) if is_compared],
+        }
+        if slots.chosen[at] >= 0:
+            numbers |= {"chosen": ids[slots.chosen[at]], "rejected": ids[slots.rejected[at]]}
+            numbers |= {name: values[at] for name, values in measures.items()}
+        key, reason = content_id("pair", prompt.id, slot) if slot else prompt.id, OUTCOMES[slots.outcome[at]]
+        made.append(Reject(id=key, reason=reason, raw=_JSON.encode(numbers), topic_id=prompt.topic_id))
+    return made
+
+
+def _built(slots: _Slots, rules: PairRules, run_seed: int, source: str) -> Built:
+    """The rows of all slots."""
+    samples, block = slots.samples, slots.block
+    pairs, rejects = _preferences(slots, rules, run_seed, source), _rejects(slots)
+    kept, dropped = (p.id for p in pairs), (r.id for r in rejects)
+    owners = [samples.prompts[place] for place in slots.place.tolist()]
+    with_none = (np.append(scores, math.nan) for scores in (samples.selector, samples.validator))
+    with np.errstate(over="ignore"):  # finite scores may be further apart than a float can say
+        margins = [scores[slots.chosen] - scores[slots.rejected] for scores in with_none]
+    columns = {
+        "id": [next(dropped if code else kept) for code in slots.outcome.tolist()],
+        "prompt_id": [p.id for p in owners],
+        "slot": slots.slot,
+        "outcome": [OUTCOMES[code] for code in slots.outcome.tolist()],
+        "source": [source] * len(owners),
+        "topic_id": [p.topic_id for p in owners],
+        "lang": [p.lang for p in owners],
+        "num_responses": (samples.row >= 0).sum(axis=1)[slots.place],
+        "num_compared": block.usable.sum(axis=1)[slots.place],
+        "chosen_id": [slots.ids[row] for row in slots.chosen.tolist()],
+        "rejected_id": [slots.ids[row] for row in slots.rejected.tolist()],
+        "selector_margin": margins[0],
+        "validator_margin": margins[1],
+        **slots.measures,
+    }
+    schema = arrow_schema(Agreement)
+    return Built(pairs, rejects, pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema))
 
 
 def build_pairs(
     prompts: Sequence[Instruction],
-    responses: Iterable[Response],
-    selector: Iterable[Score],
-    validator: Iterable[Score],
+    responses: pa.Table,
+    selector: pa.Table,
+    validator: pa.Table,
     rules: PairRules,
-) -> tuple[list[Preference], list[Reject]]:
-    """`build_pair` for every prompt, in the prompts' order; pairs and rejects together are as many as the prompts.
+    run_seed: int,
+) -> Built:
+    """K pairs for each prompt, or the first reason against each; see `reward.selection.OUTCOMES` for the reasons.
+
+    Responses that are unfinished, empty (no token ids, or blank text) or in the other language than the prompt's answer_lang
+    are left out, unless the rules keep them; of responses with equal token ids, cut to max_length, the lowest id stays.
+    The rest are compared: a NaN or an infinite score of one of them rules the prompt out, and ranks are among them.
+
+    Args:
+        prompts: those of a shard; memory grows with it.
+        responses: rows of `Response`, those to these prompts.
+        selector: rows of `Score` for these responses, of the model that picks.
+        validator: likewise, of the model that must agree.
+        rules: see `PairRules`.
+        run_seed: of the random choice and of the held-out prompts.
 
     Raises:
-        StepError: an id appears twice, a response answers no prompt of these, a score is missing, given twice, of another
+        StepError: an id appears twice, a response answers no prompt of these, or a score is missing, given twice, of another
             model than the others, for an unknown response or for another prompt.
     """
-    by_id: dict[str, Response] = {}
-    by_prompt: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
-    if len(by_prompt) != len(prompts):
-        raise StepError("a prompt id appears twice among the prompts")
-    for response in responses:
-        if response.id in by_id:
-            raise StepError(f"response id {response.id} appears twice among the samples")
-        if response.prompt_id not in by_prompt:
-            raise StepError(f"response {response.id} answers prompt {response.prompt_id}, which is not among the prompts")
-        by_id[response.id] = response
-        by_prompt[response.prompt_id].append(response)
-    first = _by_response("selector", selector, by_id)
-    second = _by_response("validator", validator, by_id)
-    pairs: list[Preference] = []
-    rejects: list[Reject] = []
-    for prompt in prompts:
-        result = build_pair(prompt, by_prompt[prompt.id], first, second, rules)
-        if isinstance(result, Reject):
-            rejects.append(result)
-        else:
-            pairs.append(result)
-    return pairs, rejects
+    samples = _join(prompts, responses, selector, validator)
+    block = _block(samples, rules, run_seed)
+    return _built(_Slots(samples, block, select(block, rules)), rules, run_seed, "sampled")
+
+
+def check_collected(
+    prompts: Sequence[Instruction],
+    responses: pa.Table,
+    selector: pa.Table,
+    validator: pa.Table,
+    chosen_of: Mapping[str, str],
+    rules: PairRules,
+    run_seed: int,
+    source: str,
+) -> Built:
+    """Pairs collected elsewhere, scored by both models: kept where both order the two answers as the label does.
+
+    Filters and margins are as in `build_pairs`. There is one slot for each prompt, nothing is chosen, and no threshold is
+    applied, because two responses have no more rank information than the sign.
+
+    Args:
+        prompts, responses, selector, validator, rules, run_seed: as in `build_pairs`; two responses for each prompt.
+        chosen_of: prompt id -> id of the response that the label prefers.
+        source: the file's name.
+
+    Raises:
+        StepError: as `build_pairs`; a prompt has more than two responses, or its label names none of them.
+    """
+    samples = _join(prompts, responses, selector, validator)
+    row_of = {response: row for row, response in enumerate(responses["id"].to_pylist())}
+    labels = np.array([row_of.get(chosen_of.get(p.id, ""), -2) for p in prompts], np.int64)
+    is_winner, count = samples.row == labels[:, None], (samples.row >= 0).sum(axis=1)
+    for problem, wrong in (
+        ("has more than two responses", count > 2),
+        ("has a label that names none of its responses", (count == 2) & ~is_winner.any(axis=1)),
+    ):
+        if wrong.any():
+            raise StepError(f"{source}: prompt {prompts[int(wrong.argmax())].id} {problem}")
+    block, winner = _block(samples, rules, run_seed), is_winner.argmax(axis=1)
+    selection = check_given(block, winner, is_winner.shape[1] - 1 - winner, rules)
+    return _built(_Slots(samples, block, selection), rules, run_seed, source)
+
+
+def take_share(num_sampled: int, collected: Built, share: float, run_seed: int) -> Built:
+    """The collected pairs cut so that they are at most `share` of all, the rest as rejects `beyond_share`.
+
+    Which of them stay is decided by the hash of seed and pair id, so adding pairs never swaps two others.
+
+    Args:
+        num_sampled: sampled pairs that are kept.
+        collected: from `check_collected`.
+        share: in [0, 1]; 1 keeps all.
+        run_seed: the run's.
+
+    Raises:
+        ValueError: a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share {share} must be from 0 to 1")
+    by_hash = sorted(collected.pairs, key=lambda pair: (unit_interval(run_seed, "pair-share", pair.id), pair.id))
+    most = len(by_hash) if share == 1 else math.floor(share * num_sampled / (1 - share) + 1e-9)
+    beyond = {pair.id: pair for pair in by_hash[most:]}
+    rows, rejects = collected.agreements.to_pylist(), list(collected.rejects)
+    for row in rows:
+        if pair := beyond.get(row["id"]):
+            row |= {"id": pair.prompt_id, "outcome": "beyond_share"}
+            numbers = {
+                "selector": {pair.chosen_id: pair.selector_chosen, pair.rejected_id: pair.selector_rejected},
+                "validator": {pair.chosen_id: pair.validator_chosen, pair.rejected_id: pair.validator_rejected},
+                "compared": sorted([pair.chosen_id, pair.rejected_id]),
+                "chosen": pair.chosen_id,
+                "rejected": pair.rejected_id,
+                **{name: row[name] for name in (*MEASURES, "p_value")},
+            }
+            raw = _JSON.encode(numbers)
+            rejects.append(Reject(id=pair.prompt_id, reason="beyond_share", raw=raw, topic_id=pair.topic_id))
+    pairs = [pair for pair in collected.pairs if pair.id not in beyond]
+    return Built(pairs, rejects, pa.Table.from_pylist(rows, schema=arrow_schema(Agreement)))

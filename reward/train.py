@@ -1,8 +1,9 @@
 """Train a reward model from pairs: Bradley-Terry on TRL's `RewardTrainer`.
 
-Loss per pair, with r the score: -log sigmoid(r_chosen - r_rejected) + c (r_chosen + r_rejected)^2. The second term keeps
-scores near zero (Eisenstein et al. 2023, arXiv:2312.09244, eq. 2, c = 0.01), which the first leaves free. The head starts
-at standard deviation 1/sqrt(d + 1), d the hidden size (Stiennon et al. 2020), so that first scores are of order 1.
+Loss per pair, with r the score: -log sigmoid(r_chosen - r_rejected - m) + c (r_chosen + r_rejected)^2. The pair's margin m
+(Touvron et al. 2023, arXiv:2307.09288, eq. 2) is used only where asked for. The second term keeps scores near zero
+(Eisenstein et al. 2023, arXiv:2312.09244, eq. 2, c = 0.01), which the first leaves free. The head starts at standard
+deviation 1/sqrt(d + 1), d the hidden size (Stiennon et al. 2020), so that first scores are of order 1.
 
 Pairs are encoded by `reward.encoder.Encoder` and given to TRL as ids (`chosen_ids`, `rejected_ids`), so training sees what
 scoring sees; weights stay fp32, and bf16 is autocast only.
@@ -22,11 +23,12 @@ from align.core.chat import ChatError
 from align.core.errors import StepError, UserError
 from align.core.hashing import derive_seed
 from align.core.pacing import SaveByClock
-from align.core.rows import RewardPair
+from align.core.rows import Message, RewardPair
 from reward.classifier import PRECISIONS, Classifier, keep_head_exact, score_head
 from reward.encoder import Encoder
+from reward.golden import golden_scores, write_golden
+from reward.held_out import ScoredPair, count_tokens, held_out_metrics
 
-CENTERING = 0.01
 GROUP = 8
 OnStep = Callable[[int, int, float], None]
 
@@ -38,19 +40,22 @@ class _EncodedPair:
     rejected_ids: list[int]
 
 
-def _encode(encoder: Encoder, pairs: Sequence[RewardPair]) -> list[_EncodedPair]:
-    """Pairs as ids; left out are those that cannot be rendered and those whose sides are equal once cut to length."""
-    encoded = []
+def _encode(encoder: Encoder, pairs: Sequence[RewardPair]) -> tuple[list[_EncodedPair], list[tuple[str, str]]]:
+    """Pairs as ids, and (pair id, reason) of those that cannot be rendered or whose sides are equal once cut to length."""
+    encoded, left_out = [], []
     for pair in pairs:
         try:
             chosen, rejected = (
                 encoder.encode(pair.prompt, side[-1]["content"]).ids for side in (pair.chosen, pair.rejected)
             )
         except ChatError:
+            left_out.append((pair.id, "cannot_be_encoded"))
             continue
-        if chosen != rejected:
+        if chosen == rejected:
+            left_out.append((pair.id, "identical_after_truncation"))
+        else:
             encoded.append(_EncodedPair(pair, chosen, rejected))
-    return encoded
+    return encoded, left_out
 
 
 def _fresh_model(backbone: Path, pad_id: int, seed: int) -> Any:
@@ -145,6 +150,8 @@ def _run(
     batch_size: int,
     seed: int,
     precision: str,
+    centering: float,
+    margin: bool,
     on_step: OnStep | None,
     checkpoint_dir: Path,
     save_steps: int | None,
@@ -165,7 +172,7 @@ def _run(
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(0.05 * total),
         weight_decay=0.001,
-        center_rewards_coefficient=CENTERING,
+        center_rewards_coefficient=centering or None,
         max_length=None,  # `Encoder` has cut the pairs; TRL would drop them
         bf16=precision == "bf16",
         gradient_checkpointing=False,
@@ -185,7 +192,10 @@ def _run(
         config._n_gpu = 1  # TRL refuses DataParallel; one GPU trains, `accelerate launch` uses more
     lengths = [max(len(p.chosen_ids), len(p.rejected_ids)) for p in train]
     order = training_order(lengths, batch_size, epochs, seed)
-    rows = [{"chosen_ids": train[i].chosen_ids, "rejected_ids": train[i].rejected_ids} for i in order]
+    rows: list[dict[str, Any]] = [{"chosen_ids": train[i].chosen_ids, "rejected_ids": train[i].rejected_ids} for i in order]
+    if margin:  # TRL's collator and loss take the column where there is one
+        for row, i in zip(rows, order, strict=True):
+            row["margin"] = train[i].pair.margin
     trainer = RewardTrainer(
         model=model,
         args=config,
@@ -199,34 +209,30 @@ def _run(
     return trainer.state
 
 
-def _accuracy(margins: Sequence[float]) -> float | None:
-    """The share of margins above zero; a tie or a NaN is a miss. None for no pairs."""
-    return round(sum(m > 0 for m in margins) / len(margins), 4) if margins else None
+def _save(model: Any, encoder: Encoder, output: Path) -> None:
+    """Weights, tokenizer with template, and the golden scores in fp32 that every later use is compared with."""
+    output.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(output))
+    encoder.tokenizer.save_pretrained(str(output))
+    # Read back, since accelerate has wrapped the forward pass of the trained model in autocast.
+    exact = Classifier.load(output, precision="fp32", max_length=encoder.max_length)
+    write_golden(output, golden_scores(exact), precision="fp32")
 
 
-def held_out_metrics(model: Classifier, test: Sequence[_EncodedPair]) -> dict[str, Any]:
-    """Accuracy overall, by degradation and by language, and the mean score difference, on held-out pairs.
-
-    `longer_is_chosen` is what a model that only prefers more tokens would reach: accuracy should be read against it.
-    """
+def _scored(model: Classifier, test: Sequence[_EncodedPair]) -> list[ScoredPair]:
+    """Held-out pairs with the scores that the saved model gives them; lengths are of the answers alone."""
     scores = model.score_ids([p.chosen_ids for p in test] + [p.rejected_ids for p in test])
-    margins = [a - b for a, b in zip(scores[: len(test)], scores[len(test) :], strict=True)]
-    mean = sum(margins) / len(margins) if margins else math.nan
 
-    def by(key: Callable[[RewardPair], str]) -> dict[str, float | None]:
-        groups: dict[str, list[float]] = {}
-        for encoded, margin in zip(test, margins, strict=True):
-            groups.setdefault(key(encoded.pair), []).append(margin)
-        return {name: _accuracy(values) for name, values in sorted(groups.items())}
+    def length(side: list[Message]) -> int:
+        return count_tokens(model.encoder.tokenizer, side[-1]["content"])
 
-    return {
-        "pairs_test": len(test),
-        "accuracy": _accuracy(margins),
-        "accuracy_by_subset": by(lambda p: p.subset),
-        "accuracy_by_lang": by(lambda p: p.lang),
-        "longer_is_chosen": _accuracy([float(len(p.chosen_ids) - len(p.rejected_ids)) for p in test]),
-        "mean_margin": round(mean, 4) if math.isfinite(mean) else None,
-    }
+    return [
+        ScoredPair(
+            id=p.pair.id, prompt_id=p.pair.prompt_id, subset=p.pair.subset, lang=p.pair.lang, chosen_score=chosen,
+            rejected_score=rejected, chosen_length=length(p.pair.chosen), rejected_length=length(p.pair.rejected),
+        )
+        for p, chosen, rejected in zip(test, scores[: len(test)], scores[len(test) :], strict=True)
+    ]  # fmt: skip
 
 
 def train_reward_model(
@@ -243,6 +249,8 @@ def train_reward_model(
     on_step: OnStep | None,
     checkpoint_dir: Path,
     save_steps: int | None = None,
+    centering: float = 0.01,
+    margin: bool = False,
 ) -> dict[str, Any]:
     """Train a reward model on the "train" pairs, save it, and measure it on the others as scoring will use it.
 
@@ -251,7 +259,8 @@ def train_reward_model(
 
     Args:
         backbone: a transformers folder; its head, if any, of one output is replaced.
-        output: where weights (fp32 safetensors), config (num_labels 1, pad_token_id) and tokenizer with template go.
+        output: where weights (fp32 safetensors), config (num_labels 1, pad_token_id), tokenizer with template and the golden
+            scores (`reward.golden`) go.
         pairs: both splits; only "train" is trained on.
         epochs: passes over the training pairs; one is customary, more overfit.
         learning_rate: peak, after 5 % linear warm-up and before a cosine decay to 0.
@@ -262,51 +271,53 @@ def train_reward_model(
         on_step: called with (step, total steps, loss) after each step.
         checkpoint_dir: holds checkpoints.
         save_steps: steps between checkpoints; None is one every two minutes.
+        centering: c of the loss; 0 leaves the term out.
+        margin: subtract each pair's `margin` in the loss.
 
     Returns:
-        `pairs_train`, `pairs_test`, `pairs_left_out` (cannot be encoded, or equal once cut), `steps`, `final_loss` (mean of
-        the last ten steps), `accuracy`, `accuracy_by_subset`, `accuracy_by_lang`, `longer_is_chosen`, `mean_margin`
-        (None where nothing is held out).
+        `pairs_train`, `left_out` ((pair id, reason) of the pairs of both splits that take no part: `cannot_be_encoded`,
+        `identical_after_truncation`), `pairs_left_out` (their number), `steps`, `final_loss` (mean of the last ten steps)
+        and what `held_out_metrics` says of the "test" pairs.
 
     Raises:
-        UserError: no pair to train on, an unknown precision, or a backbone that cannot be loaded.
+        UserError: no pair to train on, no pair with a margin where margins are asked for, a negative `centering`, an unknown
+            precision, or a backbone that cannot be loaded.
         StepError: the loss became NaN or infinite; nothing is saved.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r}; known are {', '.join(PRECISIONS)}")
+    if not 0 <= centering < math.inf:
+        raise UserError(f"centering {centering:g} is not 0 or more")
     encoder = Encoder.load(backbone, max_length=max_length)
-    encoded = _encode(encoder, pairs)
+    encoded, left_out = _encode(encoder, pairs)
     train = [p for p in encoded if p.pair.split == "train"]
     test = [p for p in encoded if p.pair.split != "train"]
     if not train:
-        raise UserError(f"no reward pair to train on: {len(pairs)} pairs, {len(test)} of them held out")
+        raise UserError(
+            f"no reward pair to train on: {len(pairs)} pairs, {len(test)} of them held out, {len(left_out)} left out "
+            "(cannot be encoded, or equal once cut to max_length)"
+        )
+    if margin and not any(p.pair.margin for p in train):
+        raise UserError("margin: none of the training pairs has a margin; give the preference file a column margin")
     model = _fresh_model(backbone, encoder.pad_id, seed)
     state = _run(
-        model,
-        encoder,
-        train,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
-        precision=precision,
-        on_step=on_step,
-        checkpoint_dir=checkpoint_dir,
+        model, encoder, train, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
+        precision=precision, centering=centering, margin=margin, on_step=on_step, checkpoint_dir=checkpoint_dir,
         save_steps=save_steps,
-    )
+    )  # fmt: skip
     losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry]
     if not losses or not all(math.isfinite(loss) for loss in losses):
         raise StepError(
             f"the reward model's loss is not finite ({losses[-1] if losses else 'no step'}); lower learning_rate"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(output))
-    encoder.tokenizer.save_pretrained(str(output))
     last = losses[-10:]
+    _save(model, encoder, output)
+    saved = Classifier.load(output, precision=precision, max_length=max_length)
     return {
         "pairs_train": len(train),
-        "pairs_left_out": len(pairs) - len(encoded),
+        "pairs_left_out": len(left_out),
+        "left_out": left_out,
         "steps": state.global_step,
         "final_loss": round(sum(last) / len(last), 4),
-        **held_out_metrics(Classifier.load(output, precision=precision, max_length=max_length), test),
+        **held_out_metrics(_scored(saved, test), seed=seed),
     }

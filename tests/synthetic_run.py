@@ -76,12 +76,21 @@ class Builder:
         self.marks = random.Random(SEED)  # of its own, so that a run without a judge has the same answers and scores
 
     def write(
-        self, name: str, folder: str, row_type: type, rows: Sequence[Any], rejects: Sequence[Reject] = (), **metrics: Any
+        self,
+        name: str,
+        folder: str,
+        row_type: type,
+        rows: Sequence[Any],
+        rejects: Sequence[Reject] = (),
+        tables: Mapping[str, Any] | None = None,
+        **metrics: Any,
     ) -> Manifest:
-        """One finished step."""
+        """One finished step; `tables` are its other Parquet files."""
         out = StepFolder(
             self.run_dir / folder, step=name, fingerprint=content_id(name), inputs={}, row_type=row_type, seed=SEED
         )
+        for path, table in (tables or {}).items():
+            out.write_table(path, table)
         out.write_all(list(rows), list(rejects), asked=len(rows) + len(rejects))
         return out.finish(metrics)
 
@@ -297,10 +306,13 @@ class Builder:
         prompts = list({p.id: p for p in prompts}.values())
         responses = self.sampled(f"stage{k}", prompts, models, 4)
         rules = PairRules(agreement="gap", threshold=0.4, min_margin=0.6)
-        rows, rejects = build_pairs(prompts, responses, self.scores["selector"], self.scores["validator"], rules)
+        tables = [to_table(Response, responses), *(to_table(Score, self.scores[role]) for role in ("selector", "validator"))]
+        built = build_pairs(prompts, *tables, rules, SEED)
+        rows, rejects = built.pairs, built.rejects
         n = len(rows)
         self.write(
             f"stage{k}.pair", f"stage{k}/pair", Preference, rows, rejects,
+            {"agreement/part-00000.parquet": built.agreements},
             asked_by_topic=dict(Counter(prompt.topic_id for prompt in prompts)), kept_share=round(n / (n + len(rejects)), 4),
             mean_margin=round(sum(r.selector_chosen - r.selector_rejected for r in rows) / n, 4),
             mean_agreement=round(sum(r.agreement for r in rows) / n, 4),

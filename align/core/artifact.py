@@ -250,10 +250,14 @@ class StepFolder:
             self.write_shard(shard.index, rows, rejects, asked=asked)
 
     def _write_parquet(self, name: str, row_type: type, rows: Sequence[Any]) -> None:
+        self.write_table(name, to_table(row_type, rows))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """A Parquet file beside the rows, written whole; a shard's comes before the shard."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        pq.write_table(to_table(row_type, rows), temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd")
         temporary.replace(path)
 
     def _save_seconds(self) -> None:

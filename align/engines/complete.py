@@ -48,15 +48,20 @@ class Ask:
     sampling: Sampling
     n: int = 1
     json_schema: str | None = None
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The answers to one ask, in sample order, and their texts; `error` says why there are none."""
+    """The answers to one ask, in sample order, and their texts; `error` says why there are none.
+
+    `first_logprobs` are the first answer's (`Completion.first_logprobs`), each token decoded alone.
+    """
 
     completions: tuple[Completion, ...]
     texts: tuple[str, ...]
     error: str = ""
+    first_logprobs: tuple[tuple[str, float], ...] = ()
 
     @property
     def fault(self) -> str:
@@ -184,6 +189,7 @@ class Writer:
         return Request(
             id=f"{ask.purpose}/{ask.id}", prompt_ids=tuple(prompt_ids), n=ask.n,
             seed=derive_seed(self._run_seed, ask.purpose, ask.id), sampling=ask.sampling, json_schema=ask.json_schema,
+            top_logprobs=ask.top_logprobs,
         )  # fmt: skip
 
     def reply(self, answered: Answered) -> Reply:
@@ -191,7 +197,9 @@ class Writer:
         assert self._opened is not None
         chat = self._opened[1]
         texts = tuple(chat.text(completion.token_ids) for completion in answered.completions)
-        return Reply(completions=answered.completions, texts=texts, error=answered.error)
+        likely = answered.completions[0].first_logprobs if answered.completions else ()
+        first = tuple((str(chat.tokenizer.decode([token])), value) for token, value in likely)
+        return Reply(completions=answered.completions, texts=texts, error=answered.error, first_logprobs=first)
 
 
 class _Work:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from align.core.errors import UserError
-from align.engines.protocol import Answered, Completion, EngineInfo, Request
+from align.engines.protocol import Answered, Completion, EngineInfo, Request, most_likely
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -179,7 +179,8 @@ class OpenAIEngine:
                 raise UserError(f"{self._base_url} changed the prompt's token ids; does it serve this recipe's model?")
             if choice.finish_reason not in ("stop", "length"):
                 return _failed(request, f"finished by {choice.finish_reason}")
-            drawn.append(Completion(token_ids=tuple(token_ids), finish_reason=choice.finish_reason))
+            likely = _first_logprobs(choice, request.top_logprobs)
+            drawn.append(Completion(token_ids=tuple(token_ids), finish_reason=choice.finish_reason, first_logprobs=likely))
         if len(drawn) * repeats != request.n:
             return _failed(request, f"the server sent {len(drawn)} completions, not {request.n // repeats}")
         return Answered(request_id=request.id, completions=tuple(drawn) * repeats)
@@ -192,9 +193,21 @@ def _extra_body(request: Request) -> dict[str, Any]:
         "min_p": request.sampling.min_p,
         "repetition_penalty": request.sampling.repetition_penalty,
     }
+    if request.top_logprobs:
+        # By id, since tokens that read alike ("5" with and without a space before it) would overwrite each other.
+        body |= {"logprobs": request.top_logprobs, "return_tokens_as_token_ids": True}
     if request.json_schema:
         body["structured_outputs"] = {"json": json.loads(request.json_schema)}
     return body
+
+
+def _first_logprobs(choice: Any, count: int) -> tuple[tuple[int, float], ...]:
+    """`Completion.first_logprobs`, or () from a server that tells none, or none by token id."""
+    told = getattr(getattr(choice, "logprobs", None), "top_logprobs", None)
+    if not count or not told or not told[0]:
+        return ()
+    found = [(name.removeprefix("token_id:"), value) for name, value in told[0].items() if name.startswith("token_id:")]
+    return most_likely(((int(token), value) for token, value in found), count)
 
 
 def _failed(request: Request, error: str) -> Answered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ class Request:
         n: completions wanted.
         seed: of this prompt; sample i is drawn from (seed, i).
         json_schema: completions must be JSON of this schema, where given.
+        top_logprobs: how many of the likeliest first tokens each completion tells of.
     """
 
     id: str
@@ -39,25 +41,44 @@ class Request:
     seed: int
     sampling: Sampling
     json_schema: str | None = None
+    top_logprobs: int = 0
 
     def key(self) -> str:
-        """Content hash of what decides the answer, given the model: prompt, count, seed, sampling, schema."""
+        """Content hash of what decides the answer, given the model: prompt, count, seed, sampling, schema, logprobs."""
         s = self.sampling
+        # Only where they are asked for: what was recorded without them stays valid.
+        reported = [self.top_logprobs] if self.top_logprobs else []
         return content_id(
             list(self.prompt_ids),
             self.n,
             self.seed,
             [s.temperature, s.top_p, s.min_p, s.max_tokens, s.repetition_penalty],
             self.json_schema,
+            *reported,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """One answer: its ids (the stop token included when it ended by one), and "stop" or "length"."""
+    """One answer.
+
+    Attributes:
+        token_ids: its ids, the stop token included when it ended by one.
+        finish_reason: "stop" or "length".
+        first_logprobs: (token id, natural log-probability) of the likeliest first tokens, most likely first, as many as the
+            request's `top_logprobs` or fewer. They are the model's own: at temperature 1, before any penalty or filter, and
+            under the grammar where there is a schema. Empty where the engine cannot tell.
+    """
 
     token_ids: tuple[int, ...]
     finish_reason: str
+    first_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+def most_likely(logprobs: Iterable[tuple[int, float]], count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` likeliest of (token id, log-probability) as `Completion.first_logprobs` has them; none is impossible."""
+    possible = [(int(token), float(value)) for token, value in logprobs if value > -math.inf]
+    return tuple(sorted(possible, key=lambda pair: (-pair[1], pair[0]))[:count])
 
 
 @dataclass(frozen=True, kw_only=True)

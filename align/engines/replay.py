@@ -18,13 +18,23 @@ HEADER = "header"
 
 
 def to_record(answered: Answered) -> list[Any]:
-    """An answer's completions as JSON: [[token ids, finish reason], ...]."""
-    return [[list(completion.token_ids), completion.finish_reason] for completion in answered.completions]
+    """An answer's completions as JSON: [[token ids, finish reason], ...]; third come `first_logprobs`, if any."""
+    return [
+        [list(completion.token_ids), completion.finish_reason, *filter(None, [completion.first_logprobs])]
+        for completion in answered.completions
+    ]
 
 
 def from_record(request_id: str, record: list[Any]) -> Answered:
     """The inverse of `to_record`, under the name the caller now gives the request."""
-    completions = tuple(Completion(token_ids=tuple(ids), finish_reason=reason) for ids, reason in record)
+    completions = tuple(
+        Completion(
+            token_ids=tuple(ids),
+            finish_reason=reason,
+            first_logprobs=tuple((token, value) for pairs in logprobs for token, value in pairs),
+        )
+        for ids, reason, *logprobs in record
+    )
     return Answered(request_id=request_id, completions=completions)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 from align.core.hashing import derive_seed
-from align.engines.protocol import Answered, Completion, EngineInfo, Request, Sampling
+from align.engines.protocol import Answered, Completion, EngineInfo, Request, Sampling, most_likely
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +92,7 @@ class TransformersEngine:
         answers: list[list[int]] = [[] for _ in range(count)]
         rows = list(range(count))  # samples still being written, in batch order
         seen = None
+        likely: tuple[tuple[int, float], ...] = ()
         with torch.inference_mode():
             logits, cache = self._forward([list(request.prompt_ids)], None)
             cache.reorder_cache(torch.zeros(count, dtype=torch.long, device=self._device))
@@ -103,6 +104,7 @@ class TransformersEngine:
                 # As in vLLM the grammar comes first, so that no filter can leave only tokens it forbids.
                 if matchers is not None:
                     logits = matchers.mask(logits, rows)
+                likely = likely or first_logprobs(logits[0], request.top_logprobs)
                 tokens = choose(logits, request.sampling, [generators[row] for row in rows], seen)
                 for row, token in zip(rows, tokens, strict=True):
                     answers[row].append(token)
@@ -123,7 +125,11 @@ class TransformersEngine:
                     rows = [rows[place] for place in going]
                 logits, cache = self._forward([[answers[row][-1]] for row in rows], cache)
         return tuple(
-            Completion(token_ids=tuple(ids), finish_reason="stop" if ids[-1] in self._stop_ids else "length")
+            Completion(
+                token_ids=tuple(ids),
+                finish_reason="stop" if ids[-1] in self._stop_ids else "length",
+                first_logprobs=likely,
+            )
             for ids in answers
         )
 
@@ -139,6 +145,16 @@ class TransformersEngine:
         if self._grammars is None:
             self._grammars = _Grammars(self._folder, self._model.config.get_text_config().vocab_size, self._stop_ids)
         return _Matchers(self._grammars, json_schema, count)
+
+
+def first_logprobs(logits: torch.Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    """`Completion.first_logprobs` from the first token's `logits` (vocabulary)."""
+    import torch
+
+    if not count:
+        return ()
+    values, tokens = torch.log_softmax(logits, dim=-1).topk(min(count, len(logits)))
+    return most_likely(zip(tokens.tolist(), values.tolist(), strict=True), count)
 
 
 def choose(

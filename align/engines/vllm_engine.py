@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.errors import StepError
-from align.engines.protocol import Answered, Completion, EngineInfo, Request
+from align.engines.protocol import Answered, Completion, EngineInfo, Request, most_likely
 
 # Read by vLLM when it is imported. In-process, because a second process would outlive a killed step and keep its memory.
 ENVIRONMENT = {
@@ -67,6 +67,7 @@ class VllmEngine:
             "load_format": "safetensors",  # "auto" falls back to pickled weights
             # Ours decide: "auto" would let the model's generation_config.json change temperature and penalties.
             "generation_config": "vllm",
+            "logprobs_mode": "raw_logprobs",  # before penalties and temperature
             # Small models asked for JSON otherwise write blanks until max_tokens.
             "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         }
@@ -158,9 +159,16 @@ def _sampling_params(request: Request) -> Any:
         max_tokens=sampling.max_tokens,
         repetition_penalty=sampling.repetition_penalty,
         detokenize=False,
+        logprobs=request.top_logprobs or None,
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=StructuredOutputsParams(json=request.json_schema) if request.json_schema else None,
     )
+
+
+def _first_logprobs(sample: Any, count: int) -> tuple[tuple[int, float], ...]:
+    """`Completion.first_logprobs`; vLLM adds the drawn token to the likeliest where it is none of them."""
+    told = sample.logprobs[0].items() if count else ()
+    return most_likely(((token, one.logprob) for token, one in told), count)
 
 
 def _answered(request: Request, output: Any) -> Answered:
@@ -170,6 +178,11 @@ def _answered(request: Request, output: Any) -> Answered:
     if unknown := reasons - {"stop", "length"}:
         return Answered(request_id=request.id, completions=(), error=f"vllm: finished by {', '.join(map(str, unknown))}")
     drawn = tuple(
-        Completion(token_ids=tuple(sample.token_ids), finish_reason=sample.finish_reason) for sample in output.outputs
+        Completion(
+            token_ids=tuple(sample.token_ids),
+            finish_reason=sample.finish_reason,
+            first_logprobs=_first_logprobs(sample, request.top_logprobs),
+        )
+        for sample in output.outputs
     )
     return Answered(request_id=request.id, completions=drawn * (request.n // len(drawn)))

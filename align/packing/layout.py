@@ -7,6 +7,8 @@ duplicated, here its hidden state is read K times).
 
 `separate`: a right-padded row per sequence; the plain layout, the oracle of the other.
 
+`SharedRow` is the shared layout of groups that are only read, of any number of sequences each.
+
 What follows the decoder never looks at the layout: `predict_N` says at which position the hidden state of a scored token
 lies, `target_N` which token that is, `slot_N` to which sequence its log-probability belongs.
 
@@ -40,6 +42,28 @@ class Tree:
     @property
     def stop(self) -> int:
         return self.start + self.prefix + sum(self.branches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedRow:
+    """Groups of sequences in one row, for models that read one hidden state per sequence.
+
+    Attributes:
+        input_ids: (1, T) int64.
+        position_ids: (1, T) int64.
+        trees: one per group in order.
+        last_S: (S,) int64, position of each sequence's last token, the sequences of a group one after another.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    trees: tuple[Tree, ...]
+    last_S: Tensor
+
+    def to(self, device: torch.device) -> SharedRow:
+        """The same row with its tensors on a device."""
+        ids, positions, last = (x.to(device, non_blocking=True) for x in (self.input_ids, self.position_ids, self.last_S))
+        return replace(self, input_ids=ids, position_ids=positions, last_S=last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,51 +142,80 @@ def _check(items: Sequence[Item]) -> int:
     return len(items[0][1])
 
 
+def shared_rows(groups: Sequence[Sequence[Tokens]], *, multiple: int = 1, pad_id: int = 0) -> SharedRow:
+    """All groups of sequences in one row, each group's common prefix once.
+
+    Args:
+        groups: any number of sequences each; no empty list of ids.
+        multiple: the row is filled up with `pad_id` to a multiple of this (block masks work in blocks); nothing that is
+            read sees the filling.
+        pad_id: any id of the vocabulary.
+
+    Raises:
+        ValueError: no group, or one that is or holds an empty list.
+    """
+    if not groups or not all(group and all(map(len, group)) for group in groups):
+        raise ValueError("a row needs at least one group, and sequences that are not empty")
+    ids: list[int] = []
+    positions: list[int] = []
+    trees: list[Tree] = []
+    last: list[int] = []
+    for group in groups:
+        prefix, start = common_prefix(group), len(ids)
+        ids += group[0][:prefix]
+        positions += range(prefix)
+        for sequence in group:
+            ids += sequence[prefix:]
+            positions += range(prefix, len(sequence))
+            last.append(len(ids) - 1 if len(sequence) > prefix else start + prefix - 1)
+        trees.append(Tree(start, prefix, tuple(len(sequence) - prefix for sequence in group)))
+    filling = -len(ids) % multiple
+    return SharedRow(
+        input_ids=torch.tensor([ids + [pad_id] * filling]),
+        position_ids=torch.tensor([[*positions, *range(filling)]]),
+        trees=tuple(trees),
+        last_S=torch.tensor(last),
+    )
+
+
 def shared_layout(items: Sequence[Item], *, multiple: int = 1, pad_id: int = 0) -> PackedBatch:
     """All examples in one row, prompts shared.
 
     Args:
         items: (prompt, completions) of each example, K completions each; no empty list of ids.
-        multiple: the row is filled up with `pad_id` to a multiple of this (block masks work in blocks); nothing that is
-            scored sees the filling.
-        pad_id: any id of the vocabulary.
+        multiple: as `shared_rows`.
+        pad_id: as `shared_rows`.
 
     Raises:
         ValueError: no example, or one with an empty prompt or completion, or different numbers of completions.
     """
     width = _check(items) + 1
-    ids: list[int] = []
-    positions: list[int] = []
-    trees: list[Tree] = []
+    groups = [[[*prompt, *completion] for completion in completions] for prompt, completions in items]
+    row = shared_rows(groups, multiple=multiple, pad_id=pad_id)
     predict: list[int] = []
     slots: list[int] = []
     targets: list[int] = []
     bounds = [0]
-    for e, (prompt, completions) in enumerate(items):
-        sequences = [[*prompt, *completion] for completion in completions]
-        prefix, start = common_prefix(sequences), len(ids)
-        ids += sequences[0][:prefix]
-        positions += range(prefix)
+    for e, ((prompt, _), sequences, tree) in enumerate(zip(items, groups, row.trees, strict=True)):
+        prefix, start = tree.prefix, tree.start
         # Leading completion tokens that all sequences have in common are scored once, for all of them.
         predict += range(start + len(prompt) - 1, start + prefix - 1)
         targets += sequences[0][len(prompt) : prefix]
         slots += [e * width] * (prefix - len(prompt))
+        first = start + prefix
         for k, sequence in enumerate(sequences, 1):
-            branch, first = sequence[prefix:], len(ids)
+            branch = sequence[prefix:]
             if branch:
                 predict += [start + prefix - 1, *range(first, first + len(branch) - 1)]
             targets += branch
             slots += [e * width + k] * len(branch)
-            ids += branch
-            positions += range(prefix, len(sequence))
-        trees.append(Tree(start, prefix, tuple(len(sequence) - prefix for sequence in sequences)))
+            first += len(branch)
         bounds.append(len(targets))
-    filling = -len(ids) % multiple
     return PackedBatch(
-        input_ids=torch.tensor([ids + [pad_id] * filling]),
-        position_ids=torch.tensor([[*positions, *range(filling)]]),
+        input_ids=row.input_ids,
+        position_ids=row.position_ids,
         attention_mask=None,
-        trees=tuple(trees),
+        trees=row.trees,
         predict_N=torch.tensor(predict),
         target_N=torch.tensor(targets),
         slot_N=torch.tensor(slots),

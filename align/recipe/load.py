@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from align.core.errors import UserError
+from align.recipe.reward import KINDS
 from align.recipe.schema import NEEDS_REFERENCE, Recipe
 
 Loc = tuple[str | int, ...]
@@ -65,15 +66,24 @@ _PATH_KEYS: tuple[Loc, ...] = (
     ("answers", "reward_model"),
     ("reward_data", "path"),
     ("reward_models", "*", "path"),
+    ("reward_models", "*", "references"),
     ("reward_models", "*", "train", "backbone", "path"),
+    ("reward_models", "*", "members", "*", "path"),
+    ("reward_models", "*", "members", "*", "references"),
+    ("reward_models", "*", "members", "*", "train", "backbone", "path"),
+    ("stages", "*", "pair", "collected", "*", "path"),
     ("engine", "replay_path"),
 )
 
 
 def _make_absolute(data: Any, loc: Loc, base: Path) -> None:
+    head, *rest = loc
+    if isinstance(data, list) and head == "*" and rest:
+        for entry in data:
+            _make_absolute(entry, tuple(rest), base)
+        return
     if not isinstance(data, dict):
         return
-    head, *rest = loc
     for key in list(data) if head == "*" else [head]:
         value = data.get(key)
         if rest:
@@ -156,11 +166,16 @@ def _models(annotation: Any, star: bool = False) -> Iterator[tuple[type[BaseMode
 def _explain(error: Any, lines: dict[Loc, int], path: Path) -> str:
     loc: Loc = tuple(error["loc"])
     # pydantic puts the chosen branch of a union (dpo, simpo, ...) into the location; the file has no such key.
-    loc = tuple(part for i, part in enumerate(loc) if not (part in NEEDS_REFERENCE and i and loc[i - 1] == "train"))
+    judged = loc[:1] == ("reward_models",)
+    loc = tuple(
+        part
+        for i, part in enumerate(loc)
+        if not (i > 1 and (part in KINDS if judged else part in NEEDS_REFERENCE and loc[i - 1] == "train"))
+    )
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"].startswith("union_tag"):
-        loc = (*loc, "loss")
-        *names, last = map(repr, NEEDS_REFERENCE)
+        loc = (*loc, "kind" if judged else "loss")
+        *names, last = map(repr, KINDS if judged else NEEDS_REFERENCE)
         message = f"Input should be {', '.join(names)} or {last}"
     if not loc and (named := re.match(r"([a-z_]+(?:\.\w+)*): ", message)):
         # A check across sections names the place itself.
@@ -192,16 +207,18 @@ def _suggest(loc: Loc) -> str:
     parent = tuple("*" if isinstance(p, int) or loc[:i] == ("models",) else p for i, p in enumerate(loc[:-1]))
     here: set[str] = set()
     elsewhere: list[str] = []
-    losses: list[str] = []
+    branches: list[str] = []  # of the union at this place, those that have the key
+    tag = ""
     for place, model in _fields(Recipe):
         if key in model.model_fields and place == parent:
-            losses += get_args(model.model_fields["loss"].annotation)
+            tag = "loss" if "loss" in model.model_fields else "kind"
+            branches += get_args(model.model_fields[tag].annotation)
         if place == parent:
             here |= set(model.model_fields)
         if key in model.model_fields:
             elsewhere.append(".".join(map(str, (*place, key))))
-    if losses:
-        return f" for this loss; it goes with loss: {', '.join(losses)}"
+    if branches:
+        return f" for this {tag}; it goes with {tag}: {', '.join(branches)}"
     # A key that another section really has is more likely misplaced than misspelt.
     if elsewhere and not difflib.get_close_matches(key, here, 1, 0.8):
         return f"; it belongs at {' or '.join(dict.fromkeys(elsewhere[:2]))}"

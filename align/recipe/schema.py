@@ -18,11 +18,9 @@ from align.recipe.base import (
     Count,
     EngineSpec,
     Language,
-    Listed,
     ModelSpec,
     Names,
     Number,
-    Positive,
     SamplingSpec,
     Strict,
 )
@@ -37,66 +35,18 @@ from align.recipe.data import (
     SplitSpec,
     TaxonomySpec,
 )
+from align.recipe.reward import JudgeSpec, PairSpec, RewardDataSpec, RewardModelsSpec
 from align.recipe.training import (
     NEEDS_REFERENCE,
     DpoNormSpec,
     DpoSpec,
     IpoSpec,
+    NoisyLabelsSpec,
     OrpoSpec,
     SftSpec,
     SimperSpec,
     SimpoSpec,
 )
-
-
-class RewardTrainSpec(Strict):
-    """Bradley-Terry training of a reward model with TRL's RewardTrainer."""
-
-    backbone: ModelSpec
-    epochs: Count = 1
-    learning_rate: Positive = 1.0e-5
-    batch_size: Count = 8
-    max_length: Count = 512
-
-
-class RewardModelSpec(Strict):
-    """A reward model: any AutoModelForSequenceClassification folder, or one the recipe trains."""
-
-    kind: Literal["classifier"] = "classifier"
-    path: str | None = Field(None, description="A trained classifier's folder.")
-    train: RewardTrainSpec | None = Field(None, description="Train it here instead.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Of scoring.")
-    max_length: Count = 512
-
-    @model_validator(mode="after")
-    def _one_of(self) -> RewardModelSpec:
-        if (self.path is None) == (self.train is None):
-            raise ValueError("give either path (a finished classifier) or train (its backbone and settings)")
-        return self
-
-
-class RewardModelsSpec(Strict):
-    """Two judges of different architecture: the selector picks yw and yl, the validator must agree."""
-
-    selector: RewardModelSpec
-    validator: RewardModelSpec
-
-
-class RewardDataSpec(Strict):
-    """Training pairs of the reward models: degraded answers of the SFT set, or a preference file."""
-
-    path: str | None = Field(None, description="JSON Lines with prompt, chosen, rejected; null makes degraded answers.")
-    operators: Annotated[tuple[Literal["cut", "repeat", "shuffle", "other", "language"], ...], *Listed] = (
-        "cut", "repeat", "shuffle", "other", "language",
-    )  # fmt: skip
-    per_example: Count = Field(2, description="Degraded versions of each answer.")
-    held_out: Annotated[float, Number, Field(gt=0, lt=1)] = Field(0.15, description="Share of prompts kept for accuracy.")
-
-    @model_validator(mode="after")
-    def _used(self) -> RewardDataSpec:
-        if self.path is not None and (unused := self.changed("operators", "per_example")):
-            raise ValueError(f"{', '.join(unused)} have no effect beside path")
-        return self
 
 
 class StageSampleSpec(SamplingSpec):
@@ -111,17 +61,6 @@ class StageSampleSpec(SamplingSpec):
         if self.n * len(self.models) < 2:
             raise ValueError("n: 1 from one model leaves nothing to compare; sample at least two responses per prompt")
         return self
-
-
-class PairSpec(Strict):
-    """How scores become pairs. The report names neither metric nor threshold; see docs/reward.md for these."""
-
-    select: Literal["best_worst"] = "best_worst"
-    agreement: Literal["gap", "kendall", "spearman", "sign", "top1"] = Field(
-        "gap", description="gap: how far apart the validator's ranks put yw and yl, 1 = first and last."
-    )
-    threshold: Annotated[float, Number, Field(ge=-1, le=1)] = 0.2
-    min_margin: Annotated[float, Number, Field(ge=0)] = Field(0.0, description="Smallest selector score difference.")
 
 
 class StageSpec(Strict):
@@ -140,6 +79,13 @@ class StageSpec(Strict):
             raise ValueError(f"loss {self.train.loss} needs a reference: write which model it is")
         if not NEEDS_REFERENCE[self.train.loss] and self.reference is not None:
             raise ValueError(f"loss {self.train.loss} is reference-free: remove the key reference")
+        if self.pair.use == "flip_rate":
+            if not isinstance(self.train, NoisyLabelsSpec):
+                raise ValueError(
+                    f"pair.use: flip_rate goes with the losses that know wrong labels, not with {self.train.loss}"
+                )
+            if self.train.label_smoothing:
+                raise ValueError("pair.use: flip_rate gives each pair its own rate; set train.label_smoothing to 0")
         return self
 
 
@@ -210,6 +156,9 @@ class Recipe(Strict):
         if len({*trained, *self.models, *RESERVED}) != len(trained) + len(self.models) + len(RESERVED):
             raise ValueError(f"stage names, model names, M0, {' and '.join(RESERVED)} must all differ")
         _known(self.sft.init, list(self.models), "sft.init")
+        for where, spec in self.reward_models.leaves():
+            if isinstance(spec, JudgeSpec):
+                _known(spec.model, list(self.models), f"reward_models.{where}.model")
         for k, stage in enumerate(self.stages):
             known = [*self.models, *trained[: k + 1]]
             _known(stage.init, known, f"stages.{k}.init")

@@ -12,21 +12,10 @@ from typing import Any
 import numpy as np
 
 from align.core.artifact import Manifest
+from align.core.errors import UserError
 from align.report.artifacts import ROLES, alternate, at, columns_of, num_stages, record, scan, some_of_each, step_names
+from reward.selection import OUTCOMES
 
-# In the order in which pair building asks, so that the funnel narrows from top to bottom.
-PAIR_REASONS = (
-    "fewer_than_two_responses",
-    "fewer_than_two_finished",
-    "all_responses_identical",
-    "nan_score",
-    "selector_tie",
-    "validator_tie",
-    "validator_disagrees",
-    "agreement_below_threshold",
-    "margin_below_minimum",
-    "identical_after_truncation",
-)
 # What a stage's training is described by, whichever of these its loss has.
 SHOWN_OPTIONS = (
     "beta", "tau", "gamma_absolute", "gamma_over_beta", "odds_ratio_weight", "label_smoothing", "robust", "nll_weight",
@@ -64,6 +53,8 @@ class Stage:
     measure: str
     threshold: float | None
     pairs: list[dict[str, Any]]
+    findings: list[dict[str, Any]]
+    audited: bool
     train: Manifest | None
     missing: list[str]
 
@@ -107,6 +98,8 @@ def _stage(run_dir: Path, recipe: Mapping[str, Any], k: int) -> Stage:
         measure=str(at(spec, "pair", "agreement") or "agreement"),
         threshold=at(spec, "pair", "threshold"),
         pairs=_sample_pairs(pair.folder) if pair.manifest else [],
+        findings=_findings(pair.folder) if pair.manifest else [],
+        audited=bool(pair.manifest) and (pair.folder / "audit.html").is_file(),
         train=steps[f"stage{k}.train"].manifest,
         missing=[n for n, s in steps.items() if not s.manifest],
     )
@@ -142,7 +135,7 @@ def pair_funnel(manifest: Manifest) -> list[tuple[str, int]]:
     """(label, prompts left) from all prompts down to the pairs, in the order of the rules."""
     left = manifest.asked
     lines = [("prompts", left)]
-    order = {reason: i for i, reason in enumerate(PAIR_REASONS)}
+    order = {reason: i for i, reason in enumerate(OUTCOMES)}
     for reason, number in sorted(manifest.rejects.items(), key=lambda item: (order.get(item[0], len(order)), item[0])):
         left -= number
         lines.append((reason, left))
@@ -161,16 +154,20 @@ def _pair_columns(folder: Path) -> dict[str, list[Any]]:
 
 
 def _rejected_tau(folder: Path) -> list[float]:
-    """Kendall's tau of the prompts that gave no pair, where it is defined; their rejects keep it as JSON."""
-    values = []
-    for row in scan(folder, ("raw",), "rejects/*.parquet"):
-        try:
-            value = at(json.loads(row["raw"]), "kendall")
-        except ValueError:
-            continue
-        if isinstance(value, (int, float)):
-            values.append(float(value))
-    return values
+    """Kendall's tau of the pairs that were not kept, where it is defined."""
+    found = scan(folder, ("outcome", "kendall"), "agreement/*.parquet")
+    return [row["kendall"] for row in found if row["outcome"] != "kept" and not math.isnan(row["kendall"])]
+
+
+def _findings(folder: Path) -> list[dict[str, Any]]:
+    """What the audit of a stage's pairs found, worst first; none where there is no audit."""
+    try:
+        found = json.loads((folder / "audit.json").read_text("utf-8"))["findings"]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/audit.json: cannot be read ({error}); delete its step's folder and run again") from None
+    return list(found)
 
 
 def _sample_pairs(folder: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ from align.engines.open import open_engine
 from align.engines.protocol import Engine, Sampling
 from align.recipe.base import SamplingSpec
 from align.recipe.schema import Recipe
-from align.steps.table import Step, benchmark_files, engine_kind, load_prompts, model_path, training_step
+from align.steps.outside import engine_kind, load_prompts, model_path
+from align.steps.table import Step, benchmark_files, training_step
 from data_gen.decontaminate import CERTIFICATE, Decontamination
 from data_gen.prompts import Prompts
 

@@ -18,7 +18,7 @@ from align.engines.complete import Asking, Job, Writer
 from align.recipe.base import BASE_MODEL
 from align.steps.asked import splits, task_types, written_languages
 from align.steps.context import Context, InStep, by_language, sampling
-from align.steps.table import model_path
+from align.steps.outside import model_path
 from data_gen import answers, auto_evolve, dialogue, evolve, instruct, knowledge, tasks
 from data_gen.corpus import Reading, Rules
 from data_gen.coverage import entropy, histogram

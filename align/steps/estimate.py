@@ -17,11 +17,14 @@ from pathlib import Path
 from align.core.artifact import Manifest
 from align.core.errors import UserError
 from align.recipe.base import BASE_MODEL
+from align.recipe.reward import ClassifierSpec, JudgeSpec
 from align.recipe.schema import Recipe
 from align.recipe.training import TrainSpec
 from align.steps.asked import splits
 from align.steps.checks import check_taxonomy
-from align.steps.table import Planned, engine_kind, missing_builtins, model_path
+from align.steps.judges import REWARD_ROLES
+from align.steps.outside import engine_kind, missing_builtins, model_path
+from align.steps.table import Planned
 from align.train.memory import ModelShape, training_memory
 from data_gen.sources import count_records
 from data_gen.taxonomy import load_taxonomy
@@ -133,15 +136,21 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
         "reward.data": Estimate(sft * recipe.reward_data.per_example),
         "report": Estimate(0),
     }
-    score_params = {}
-    for role in ("selector", "validator"):
-        model = getattr(recipe.reward_models, role)
-        score_params[role] = parameter_count(model_path(model.train.backbone) if model.train else Path(model.path))
-        if model.train:
+    score_params = dict.fromkeys(REWARD_ROLES, 0.0)  # parameters that each response goes through
+    for name, judge in recipe.reward_models.leaves():
+        if isinstance(judge, ClassifierSpec):
+            folder = model_path(judge.train.backbone) if judge.train else Path(str(judge.path))
+        elif isinstance(judge, JudgeSpec):
+            folder = model_path(recipe.models[judge.model])
+        else:
+            continue
+        params = parameter_count(folder)
+        score_params[name.split(".")[0]] += params
+        if isinstance(judge, ClassifierSpec) and judge.train:
             pairs = sft * recipe.reward_data.per_example
-            tokens = pairs * 280 * model.train.epochs
-            memory = score_params[role] * 16 / 2**30 + REWARD_ACTIVATIONS_GIB
-            result[f"reward.{role}"] = Estimate(pairs, tokens, memory, seconds_of(tokens, score_params[role]))
+            tokens = pairs * 280 * judge.train.epochs
+            memory = params * 16 / 2**30 + REWARD_ACTIVATIONS_GIB
+            result[f"reward.{name}"] = Estimate(pairs, tokens, memory, seconds_of(tokens, params))
     for k, stage in enumerate(recipe.stages, 1):
         prompts = min(pool * share[stage.name], stage.sample.max_prompts or 10**12)
         responses = prompts * stage.sample.n
@@ -152,6 +161,7 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
             result[f"stage{k}.score.{role}"] = _score(scored, stage.sample.max_tokens, params)
         pairs = prompts * KEPT["pair"]
         result[f"stage{k}.pair"] = Estimate(pairs)
+        result[f"stage{k}.collected"] = Estimate(0)
         tokens = pairs * (PROMPT_TOKENS + 2 * stage.sample.max_tokens * ANSWER_SHARE)
         estimate = train(pairs, tokens, stage.train, PROMPT_TOKENS * pairs / max(tokens, 1))
         reference = base * tokens / RATES["train"] / 3 if stage.reference else 0.0  # a forward pass without a backward one

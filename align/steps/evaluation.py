@@ -7,8 +7,8 @@ from align.core.rows import Instruction, Response, Score
 from align.evaluate.table import eval_results, model_table
 from align.recipe.base import SFT_MODEL
 from align.steps.context import Context
+from align.steps.judges import REWARD_ROLES
 from align.steps.reward import sampled
-from align.steps.table import REWARD_ROLES
 
 
 def run_eval(ctx: Context) -> None:

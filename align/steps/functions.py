@@ -9,7 +9,7 @@ from align.steps.context import Context
 
 def work_of(step_name: str) -> Callable[[Context], None]:
     """The function of a step; imported here, when it is needed, so that planning loads no model library."""
-    from align.steps import data, evaluation, reward, training
+    from align.steps import collected, data, evaluation, pairing, reward, scoring, training
 
     exact: dict[str, Callable[[Context], None]] = {
         "corpus": data.run_corpus,
@@ -17,7 +17,7 @@ def work_of(step_name: str) -> Callable[[Context], None]:
         "instruct": data.run_instruct,
         "evolve": data.run_evolve,
         "respond": data.run_respond,
-        "respond.score": reward.run_score_answers,
+        "respond.score": scoring.run_score_answers,
         "sft.data": data.run_sft_data,
         "sft": training.run_sft,
         "reward.data": reward.run_reward_data,
@@ -29,8 +29,9 @@ def work_of(step_name: str) -> Callable[[Context], None]:
     kind = step_name.split(".")[1]
     by_kind: dict[str, Callable[[Context], None]] = {
         "sample": reward.run_sample,
-        "score": reward.run_score,
-        "pair": reward.run_pair,
+        "collected": collected.run_collected,
+        "score": scoring.run_score,
+        "pair": pairing.run_pair,
         "train": training.run_preference,
     }
     return by_kind.get(kind, reward.run_reward_train)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.builtin_models import builtin_folder, is_built
+from align.builtin_models import builtin_folder
 from align.core.artifact import SHARD_SIZE, Manifest, work_state
 from align.core.errors import UserError
-from align.core.hashing import FileHashes, file_sha256, fingerprint
+from align.core.hashing import FileHashes, fingerprint
 from align.core.records import expand_paths
 from align.core.rows import (
     Document,
@@ -26,15 +25,15 @@ from align.core.rows import (
     SftExample,
     TrainedExample,
 )
-from align.recipe.base import BASE_MODEL, SFT_MODEL, ModelSpec
-from align.recipe.schema import Recipe, RewardModelSpec, StageSpec
+from align.recipe.base import BASE_MODEL, SFT_MODEL
+from align.recipe.schema import Recipe, StageSpec
 from align.steps.asked import splits, task_types, written_languages
-from data_gen.prompts import Prompts
+from align.steps.judges import REWARD_ROLES, answers_judge, collected_names, judge_needs, judge_seed, trained_judges
+from align.steps.outside import dump, engine_config, load_prompts, model_path
 
 # Raised when the meaning of rows or of a step's work changes: everything is made anew.
 CODE_SCHEMA = 4
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-REWARD_ROLES = ("selector", "validator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,48 +67,6 @@ class Step:
     process: str = ""
 
 
-def model_path(spec: ModelSpec) -> Path:
-    """The folder of a recipe's model."""
-    return builtin_folder(spec.builtin) if spec.builtin else Path(str(spec.path))
-
-
-def load_prompts(recipe: Recipe) -> Prompts:
-    """The prompts of a recipe: the shipped ones, with the user's in their place."""
-    return Prompts(Path(recipe.prompts.folder) if recipe.prompts.folder else None)
-
-
-def missing_builtins(recipe: Recipe) -> list[str]:
-    """Built-in models that the recipe uses and that are not built yet."""
-    specs = [*recipe.models.values(), *recipe.taxonomy.embedders.values()]
-    for role in REWARD_ROLES:
-        train = getattr(recipe.reward_models, role).train
-        if train:
-            specs.append(train.backbone)
-    names = dict.fromkeys(s.builtin for s in specs if s.builtin)
-    return [n for n in names if n and not is_built(n)]
-
-
-def engine_kind(recipe: Recipe) -> str:
-    """The kind that `auto` stands for on this machine."""
-    if recipe.engine.kind != "auto":
-        return recipe.engine.kind
-    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
-
-
-def _dump(section: Any, *exclude: str) -> dict[str, Any]:
-    return dict(section.model_dump(mode="json", exclude=set(exclude)))
-
-
-def _engine_config(recipe: Recipe) -> dict[str, Any]:
-    """What of the engine section changes answers: not the batch size, the address or the time-outs."""
-    engine = recipe.engine
-    kind = engine.record_with or engine_kind(recipe)
-    served: dict[str, Any] = {"model_names": engine.model_names} if kind == "openai" else {}
-    if engine.replay_path and not engine.record_with:
-        served = {"replay": file_sha256(Path(engine.replay_path))} if Path(engine.replay_path).is_file() else {}
-    return {"kind": kind, "dtype": engine.dtype, "max_model_len": engine.max_model_len, **served}
-
-
 # Speed and memory, not results: what goes through the model at once and how it is laid out, scored and spread.
 _NOT_RESULTS = (
     "micro_batch_tokens", "layout", "head", "processes", "parallel", "gradient_checkpointing", "save_steps",
@@ -127,24 +84,24 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
 
     base = (model_path(recipe.models[BASE_MODEL]),)
     process = f"engine:{BASE_MODEL}"
-    written = {"seed": recipe.seed, "engine": _engine_config(recipe), "templates": load_prompts(recipe).fingerprint()}
+    written = {"seed": recipe.seed, "engine": engine_config(recipe), "templates": load_prompts(recipe).fingerprint()}
     corpus_files = tuple(expand_paths(recipe.corpus.paths, "corpus.paths"))
     gates = {"filters": recipe.quality.filters, "near_duplicates": recipe.quality.near_duplicates}
     yield Step(
         name="corpus", verb="taxonomy", folder="corpus", row_type=Document, files=corpus_files,
-        config={**_dump(recipe.corpus, "paths"), **gates, "seed": recipe.seed},
+        config={**dump(recipe.corpus, "paths"), **gates, "seed": recipe.seed},
         about="read, check, mask and de-duplicate documents",
     )  # fmt: skip
     # A dialogue's first answers are written before its follow-ups.
     talks = written_languages(recipe) if recipe.instructions.multi_turn else []
-    first = _dump(recipe.answers, "best_by", "reward_model", "candidates", "passage_chars", "writer") if talks else {}
+    first = dump(recipe.answers, "best_by", "reward_model", "candidates", "passage_chars", "writer") if talks else {}
     embedders = sorted(recipe.taxonomy.embedders.items())
     tree = (Path(recipe.taxonomy.path) if recipe.taxonomy.path else shipped_taxonomy(),)
     yield Step(
         name="taxonomy", verb="taxonomy", folder="taxonomy", row_type=Knowledge, inputs=("corpus",),
         models=(*base, *(model_path(spec) for _, spec in embedders)),
         config={
-            **_dump(recipe.taxonomy, "path", "embedders"), **written, "embedders": [str(lang) for lang, _ in embedders],
+            **dump(recipe.taxonomy, "path", "embedders"), **written, "embedders": [str(lang) for lang, _ in embedders],
             "batch": SHARD_SIZE,
         }, files=tree, process=process,
         about="take knowledge units from documents and place them in the taxonomy",
@@ -152,7 +109,7 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
     yield Step(
         name="instruct", verb="instruct", folder="instruct", row_type=Instruction, inputs=("corpus", "taxonomy"),
         config={
-            **_dump(recipe.instructions), **written, "splits": splits(recipe), "task_types": task_types(recipe),
+            **dump(recipe.instructions), **written, "splits": splits(recipe), "task_types": task_types(recipe),
             "talks": talks, "answers": first,
         },
         models=base, files=tree, process=process,
@@ -160,21 +117,20 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
     )  # fmt: skip
     yield Step(
         name="evolve", verb="evolve", folder="evolve", row_type=Instruction, inputs=("taxonomy", "instruct"),
-        config={**_dump(recipe.evolution), **written, **_search(recipe), "languages": written_languages(recipe)},
+        config={**dump(recipe.evolution), **written, **_search(recipe), "languages": written_languages(recipe)},
         models=base, files=benchmark_files(recipe), process=process,
         about="evolve instructions, eliminate bad ones",
     )  # fmt: skip
     yield Step(
         name="respond", verb="respond", folder="respond", row_type=Response, models=base, process=process,
         inputs=("corpus", "taxonomy", "evolve"),
-        config={**_dump(recipe.answers, "max_repetition", "best_by", "reward_model"), **written},
+        config={**dump(recipe.answers, "max_repetition", "best_by", "reward_model"), **written},
         about="answer the instructions of the SFT split",
     )  # fmt: skip
     best = recipe.answers.best_by
     if best != "first":
         judge = base if best == "judge" else (Path(str(recipe.answers.reward_model)),)
-        selector = recipe.reward_models.selector
-        reward = {"precision": selector.precision, "max_length": selector.max_length}
+        reward = dump(answers_judge(recipe), "layout")
         yield Step(
             name="respond.score", verb="respond", folder="respond_score", row_type=Score, models=judge,
             inputs=("evolve", "respond"), config={"best_by": best, **(written if best == "judge" else reward)},
@@ -196,7 +152,7 @@ def benchmark_files(recipe: Recipe) -> tuple[Path, ...]:
 
 def _search(recipe: Recipe) -> dict[str, Any]:
     spec = recipe.quality.decontaminate
-    return {"decontaminate": {**_dump(spec, "benchmarks"), "seed": recipe.seed}} if spec else {}
+    return {"decontaminate": {**dump(spec, "benchmarks"), "seed": recipe.seed}} if spec else {}
 
 
 def training_step(recipe: Recipe, model: str) -> str | None:
@@ -213,34 +169,28 @@ def _uses(recipe: Recipe, *models: str) -> tuple[tuple[str, ...], tuple[Path, ..
     return steps, tuple(model_path(recipe.models[m]) for m in names if m in recipe.models)
 
 
-def reward_inputs(recipe: Recipe, role: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
-    """(input steps, outside folders) of a reward model."""
-    spec: RewardModelSpec = getattr(recipe.reward_models, role)
-    return ((f"reward.{role}",), ()) if spec.train else ((), (Path(str(spec.path)),))
-
-
 def _sft_and_reward_steps(recipe: Recipe) -> Iterator[Step]:
     made, outside = _uses(recipe, recipe.sft.init)
     yield Step(
         name="sft", verb="sft", folder="sft/train", row_type=TrainedExample, inputs=("sft.data", *made), models=outside,
-        config={**_dump(recipe.sft, *_NOT_RESULTS), "seed": recipe.seed}, process="train:sft",
+        config={**dump(recipe.sft, *_NOT_RESULTS), "seed": recipe.seed}, process="train:sft",
         about=f"train {SFT_MODEL} from {recipe.sft.init} on assistant tokens",
     )  # fmt: skip
-    trained = [role for role in REWARD_ROLES if getattr(recipe.reward_models, role).train]
+    trained = trained_judges(recipe)
     if trained:
         data = recipe.reward_data
         yield Step(
             name="reward.data", verb="reward", folder="reward/data", row_type=RewardPair,
             inputs=() if data.path else ("sft.data",), files=(Path(data.path),) if data.path else (),
-            config={**_dump(data, "path"), "seed": recipe.seed}, about="pairs that teach the reward models",
+            config={**dump(data, "path"), "seed": recipe.seed}, about="pairs that teach the reward models",
         )  # fmt: skip
-    for role in trained:
-        spec, precision = getattr(recipe.reward_models, role).train, getattr(recipe.reward_models, role).precision
+    for name, spec in trained.items():
+        assert spec.train is not None
         yield Step(
-            name=f"reward.{role}", verb="reward", folder=f"reward/{role}", row_type=TrainedExample,
-            inputs=("reward.data",), models=(model_path(spec.backbone),), process="train:reward",
-            config={**_dump(spec, "backbone"), "precision": precision, "seed": recipe.seed},
-            about=f"train the {role} (Bradley-Terry)",
+            name=f"reward.{name}", verb="reward", folder=f"reward/{name}", row_type=TrainedExample,
+            inputs=("reward.data",), models=(model_path(spec.train.backbone),), process="train:reward",
+            config={**dump(spec.train, "backbone"), "precision": spec.precision, "seed": judge_seed(recipe, name)},
+            about=f"train the {name} (Bradley-Terry)",
         )  # fmt: skip
 
 
@@ -250,7 +200,7 @@ def _stage_steps(recipe: Recipe) -> Iterator[Step]:
 
 
 def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
-    sampling = _dump(stage.sample, "models")
+    sampling = dump(stage.sample, "models")
     samples = []
     for model in stage.sample.models:
         made, outside = _uses(recipe, model)
@@ -258,35 +208,47 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
         yield Step(
             name=samples[-1], verb="sample", stage=k, folder=f"stage{k}/sample/{model}", row_type=Response,
             inputs=("evolve", *made), models=outside, process=f"engine:{model}",
-            config={**sampling, "engine": _engine_config(recipe), "seed": recipe.seed, "split": stage.name, "model": model},
+            config={**sampling, "engine": engine_config(recipe), "seed": recipe.seed, "split": stage.name, "model": model},
             about=f"{stage.sample.n} responses per prompt from {model}",
         )  # fmt: skip
+    collected: tuple[str, ...] = ()
+    if stage.pair.collected:
+        made, outside = _uses(recipe, stage.init)
+        collected = (f"stage{k}.collected",)
+        yield Step(
+            name=collected[0], verb="sample", stage=k, folder=f"stage{k}/collected", row_type=RewardPair, inputs=made,
+            models=outside, files=tuple(Path(one.path) for one in stage.pair.collected),
+            config={"names": collected_names(stage)}, about="read the pairs that were collected elsewhere",
+        )  # fmt: skip
     for role in REWARD_ROLES:
-        made, outside = reward_inputs(recipe, role)
-        spec = getattr(recipe.reward_models, role)
+        needs = judge_needs(recipe, role)
         yield Step(
             name=f"stage{k}.score.{role}", verb="score", stage=k, folder=f"stage{k}/score/{role}", row_type=Score,
-            inputs=("evolve", *samples, *made), models=outside, process="judge",
-            config={"precision": spec.precision, "max_length": spec.max_length}, about=f"score responses with the {role}",
+            inputs=("evolve", *samples, *collected, *needs.inputs), models=needs.models, files=needs.files,
+            config={**needs.config, "prompts": stage.sample.max_prompts}, process=needs.process,
+            about=f"score responses with the {role}",
         )  # fmt: skip
     yield Step(
         name=f"stage{k}.pair", verb="pair", stage=k, folder=f"stage{k}/pair", row_type=Preference,
-        inputs=("evolve", *samples, *(f"stage{k}.score.{role}" for role in REWARD_ROLES)),
-        config={**_dump(stage.pair), **_search(recipe)}, files=benchmark_files(recipe),
-        about="best and worst by the selector, where the validator agrees",
+        inputs=("evolve", *samples, *collected, *(f"stage{k}.score.{role}" for role in REWARD_ROLES)),
+        config={
+            **dump(stage.pair, "collected"), **_search(recipe), "seed": recipe.seed,
+            "init": stage.init, "shares": [one.share for one in stage.pair.collected],
+        }, files=benchmark_files(recipe),
+        about="yw and yl by the selector, where the validator agrees",
     )  # fmt: skip
     made, outside = _uses(recipe, stage.init, *([stage.reference] if stage.reference else []))
     yield Step(
         name=f"stage{k}.train", verb=stage.train.loss, stage=k, folder=f"stage{k}/train", row_type=TrainedExample,
         inputs=(f"stage{k}.pair", "evolve", *made), models=outside, process=f"train:stage{k}",
-        config={**_dump(stage.train, *_NOT_RESULTS), "seed": recipe.seed, "init": stage.init, "reference": stage.reference},
+        config={**dump(stage.train, *_NOT_RESULTS), "seed": recipe.seed, "init": stage.init, "reference": stage.reference},
         about=f"train {stage.name} from {stage.init} with {stage.train.loss.upper()}",
     )  # fmt: skip
 
 
 def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
     spec = recipe.evaluation
-    sampling = _dump(spec, "models", "baseline", "precision")
+    sampling = dump(spec, "models", "baseline", "precision")
     samples = []
     for model in spec.models:
         made, outside = _uses(recipe, model)
@@ -294,16 +256,15 @@ def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
         yield Step(
             name=samples[-1], verb="eval", folder=f"eval/sample/{model}", row_type=Response,
             inputs=("evolve", *made), models=outside, process=f"engine:{model}",
-            config={**sampling, "engine": _engine_config(recipe), "seed": recipe.seed, "split": "heldout", "model": model},
+            config={**sampling, "engine": engine_config(recipe), "seed": recipe.seed, "split": "heldout", "model": model},
             about=f"{model} answers the held-out prompts",
         )  # fmt: skip
     for role in REWARD_ROLES:
-        made, outside = reward_inputs(recipe, role)
-        judge = getattr(recipe.reward_models, role)
+        needs = judge_needs(recipe, role)
         yield Step(
-            name=f"eval.score.{role}", verb="eval", folder=f"eval/score/{role}", row_type=Score, process="judge",
-            inputs=("evolve", *samples, *made), models=outside,
-            config={"precision": judge.precision, "max_length": judge.max_length}, about=f"the {role} judges them",
+            name=f"eval.score.{role}", verb="eval", folder=f"eval/score/{role}", row_type=Score, process=needs.process,
+            inputs=("evolve", *samples, *needs.inputs), models=needs.models, files=needs.files,
+            config={**needs.config, "prompts": spec.max_prompts}, about=f"the {role} judges them",
         )  # fmt: skip
     # KL is to M0 and to the model that each was trained from, evaluated or not.
     made, outside = _uses(recipe, *spec.models, SFT_MODEL, *(s.init for s in recipe.stages if s.name in spec.models))
@@ -316,8 +277,7 @@ def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
     scored = recipe.answers.best_by != "first"
     everything = [
         "corpus", "taxonomy", "instruct", "evolve", "respond", *(["respond.score"] if scored else []), "sft.data", "sft",
-        *(["reward.data"] if any(getattr(recipe.reward_models, r).train for r in REWARD_ROLES) else []),
-        *(f"reward.{r}" for r in REWARD_ROLES if getattr(recipe.reward_models, r).train),
+        *(["reward.data"] if trained_judges(recipe) else []), *(f"reward.{name}" for name in trained_judges(recipe)),
     ]  # fmt: skip
     for k, stage in enumerate(recipe.stages, 1):
         everything += [f"stage{k}.sample.{m}" for m in stage.sample.models]

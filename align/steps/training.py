@@ -78,8 +78,11 @@ def run_preference(ctx: Context) -> None:
             prompt_ids=tuple(chat.prompt_ids(row.prompt)),
             chosen_ids=tuple(row.chosen_token_ids),
             rejected_ids=tuple(row.rejected_token_ids),
+            weight=row.weight,
+            flip_rate=row.flip_rate if stage.pair.use == "flip_rate" else None,
         )
         for row in ctx.rows(f"stage{ctx.step.stage}.pair", Preference)
+        if row.split == "train"
     ]
     metrics = launched(
         stage.train.processes,

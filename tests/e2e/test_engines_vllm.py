@@ -111,15 +111,40 @@ def check_contract(chat: Chat, requests: list[Request], answered: dict[str, Answ
         assert isinstance(value["number"], int)
 
 
-def test_vllm_in_process(smollm2_path: Path, chat: Chat, requests: list[Request], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def likely(chat: Chat) -> Request:
+    """A request that asks for the likeliest first tokens, with a sampling that must not change them."""
+    ids = tuple(chat.prompt_ids([{"role": "user", "content": "Is the sky blue? Answer yes or no."}]))
+    how = Sampling(temperature=0.5, top_p=0.5, repetition_penalty=1.3, max_tokens=2)
+    return Request(id="likely", prompt_ids=ids, n=2, seed=11, sampling=how, top_logprobs=20)
+
+
+def check_first_logprobs(folder: Path, request: Request, answered: Answered) -> None:
+    """They are those of the model's float32 logits, up to bfloat16."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        wanted = model(torch.tensor([request.prompt_ids])).logits[0, -1].log_softmax(-1)
+    assert not answered.error
+    for completion in answered.completions:
+        tokens, values = zip(*completion.first_logprobs, strict=True)
+        assert len(tokens) == 20 and list(values) == sorted(values, reverse=True)
+        assert list(values) == pytest.approx(wanted[list(tokens)].tolist(), abs=0.2)
+        assert tokens[0] == int(wanted.argmax())
+
+
+def test_vllm_in_process(smollm2_path: Path, chat: Chat, requests: list[Request], likely: Request, tmp_path: Path) -> None:
     other_seed = [replace(request, seed=12) for request in requests[:1]]
     asked, answered = tmp_path / "asked", tmp_path / "answered"
-    asked.write_bytes(pickle.dumps([requests, requests, other_seed]))
+    asked.write_bytes(pickle.dumps([requests, requests, other_seed, [likely]]))
     subprocess.run([sys.executable, "-c", CHILD, str(smollm2_path), str(asked), str(answered)], check=True, timeout=540)
-    (first, again, other), left, info = pickle.loads(answered.read_bytes())
+    (first, again, other, (told,)), left, info = pickle.loads(answered.read_bytes())
     check_contract(chat, requests, by_id(first))
     assert by_id(first) == by_id(again)
     assert by_id(other)["story"] != by_id(first)["story"]
+    check_first_logprobs(smollm2_path, likely, told)
     assert not left, "a stream closed early leaves requests in the engine"
     assert (info.kind, info.max_model_len, info.deterministic) == ("vllm", MAX_MODEL_LEN, False)
 
@@ -164,7 +189,9 @@ def wait_until_up(process: subprocess.Popen[bytes], health_url: str, log_path: P
     raise AssertionError(f"vllm serve did not start:\n{log_path.read_text()[-3000:]}")
 
 
-def test_openai_engine_with_vllm_serve(server: str, chat: Chat, requests: list[Request]) -> None:
+def test_openai_engine_with_vllm_serve(
+    server: str, smollm2_path: Path, chat: Chat, requests: list[Request], likely: Request
+) -> None:
     engine = OpenAIEngine(server, "smollm2", api_key_env=None, max_model_len=MAX_MODEL_LEN)
     first = by_id(list(engine.generate(requests)))
     check_contract(chat, requests, first)
@@ -172,6 +199,8 @@ def test_openai_engine_with_vllm_serve(server: str, chat: Chat, requests: list[R
     assert by_id(list(engine.generate(requests)))["story"] == first["story"]
     other = by_id(list(engine.generate([replace(requests[0], seed=12)])))
     assert other["story"] != first["story"]
+    (told,) = engine.generate([likely])
+    check_first_logprobs(smollm2_path, likely, told)
 
 
 def test_openai_engine_asks_for_an_unknown_model(server: str, requests: list[Request]) -> None:

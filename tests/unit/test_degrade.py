@@ -1,15 +1,12 @@
-"""Synthetic and ready-made reward pairs: what each operator does, the split, the counts, and files with bad lines."""
+"""Synthetic reward pairs: what each operator does, the split, and the counts."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from align.core.errors import UserError
 from align.core.hashing import unit_interval
 from align.core.rows import RewardPair, SftExample, to_table
 from reward.degrade import OPERATORS, degrade, reward_pairs
-from reward.preference_file import pairs_from_file
 
 EN = "Water boils at one hundred degrees. It does so at sea level. On a mountain the air is thin, and it boils earlier."
 KO = "물은 백 도에서 끓습니다. 해수면에서 그렇습니다. 높은 산에서는 공기가 옅어서 더 낮은 온도에서 끓습니다."
@@ -116,53 +113,3 @@ def test_examples_that_give_no_pair_are_named() -> None:
         reward_pairs(alone, run_seed=1, operators=["invert"], held_out=0.0, per_example=1)
     with pytest.raises(ValueError, match="none"):
         reward_pairs(alone, run_seed=1, operators=[], held_out=0.0, per_example=1)
-
-
-def said(role: str, text: str) -> dict[str, str]:
-    return {"role": role, "content": text}
-
-
-def test_file_with_every_shape_and_every_fault(tmp_path: Path) -> None:
-    user, good, bad = said("user", "Why?"), said("assistant", "Because."), said("assistant", "No.")
-    lines = [
-        {"prompt": [user], "chosen": [good], "rejected": [bad], "extra": 1},
-        {"prompt": "Why not?", "chosen": "그래서 그렇습니다.", "rejected": "No."},
-        {"chosen": [user, good, user, good], "rejected": [user, good, user, bad]},  # whole dialogues
-        {"prompt": "Why so?", "chosen": [said("user", "Why so?"), good], "rejected": [said("user", "Why so?"), bad]},
-        {"prompt": [user], "chosen": [good], "rejected": [bad]},
-        "{broken",
-        [1, 2],
-        {"prompt": [user], "chosen": [good]},
-        {"chosen": "a", "rejected": "b"},
-        {"prompt": [user], "chosen": [{"role": "assistant"}], "rejected": [bad]},
-        {"prompt": "Else?", "chosen": [user, good], "rejected": [user, bad]},
-        {"prompt": [user], "chosen": [said("user", "x")], "rejected": [bad]},
-        {"prompt": [user], "chosen": " ", "rejected": "b"},
-        {"prompt": [user], "chosen": "b", "rejected": "b"},
-        {"chosen": [good], "rejected": [bad]},
-    ]
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines) + "\n\n", encoding="utf-8")
-    pairs, rejects = pairs_from_file(path, run_seed=3, held_out=0.5)
-    assert len(pairs) + len(rejects) == len(lines)
-    assert [p.prompt for p in pairs] == [[user], [said("user", "Why not?")], [user, good, user], [said("user", "Why so?")]]
-    assert all(p.chosen[0]["role"] == p.rejected[0]["role"] == "assistant" and len(p.chosen) == 1 for p in pairs)
-    assert [p.lang for p in pairs] == ["en", "ko", "en", "en"]
-    assert [r.reason for r in rejects] == [
-        "duplicate_pair", "not_json", "not_an_object", "missing_column", "no_prompt", "not_text_or_messages",
-        "prompt_differs_from_dialogue", "not_one_assistant_turn", "empty_chosen", "chosen_equals_rejected", "no_prompt",
-    ]  # fmt: skip
-    assert rejects[1].raw == "{broken"
-    assert {p.split for p in pairs_from_file(path)[0]} == {"train"}
-
-
-def test_file_without_the_columns_is_the_users_to_mend(tmp_path: Path) -> None:
-    path = tmp_path / "other.jsonl"
-    path.write_text('{"question": "q", "answer": "a"}\n{"question": "r", "answer": "b"}\n')
-    with pytest.raises(UserError, match=r"expected prompt, chosen, rejected, found answer, question"):
-        pairs_from_file(path)
-    path.write_text("")
-    with pytest.raises(UserError, match="no JSON object"):
-        pairs_from_file(path)
-    with pytest.raises(UserError, match="cannot be read"):
-        pairs_from_file(tmp_path / "missing.jsonl")

@@ -24,7 +24,7 @@ from align.engines.complete import Ask, Asking, Job, Reply, Unusable, Writer, as
 from align.engines.open import open_engine
 from align.engines.openai_engine import OpenAIEngine
 from align.engines.protocol import Answered, Completion, EngineInfo, Request, Sampling
-from align.engines.replay import ReplayEngine
+from align.engines.replay import ReplayEngine, from_record, to_record
 from align.engines.transformers_engine import TransformersEngine, choose
 from tests.jobs import complete, failed, run_job, said
 
@@ -95,10 +95,12 @@ def engine(tiny: Path, chat: Chat) -> TransformersEngine:
     return TransformersEngine(tiny, max_model_len=192, stop_ids=chat.stop_ids)
 
 
-def request(chat: Chat, text: str, *, n: int = 1, seed: int = 1, schema: str | None = None, **how: Any) -> Request:
+def request(
+    chat: Chat, text: str, *, n: int = 1, seed: int = 1, schema: str | None = None, top: int = 0, **how: Any
+) -> Request:
     ids = tuple(chat.prompt_ids([{"role": "user", "content": text}]))
     sampling = Sampling(**{"max_tokens": 24, **how})
-    return Request(id=text, prompt_ids=ids, n=n, seed=seed, sampling=sampling, json_schema=schema)
+    return Request(id=text, prompt_ids=ids, n=n, seed=seed, sampling=sampling, json_schema=schema, top_logprobs=top)
 
 
 def answers(engine: Any, requests: Sequence[Request]) -> dict[str, Answered]:
@@ -216,6 +218,73 @@ def test_transformers_refuses_what_does_not_fit(engine: TransformersEngine, chat
     assert not answered.completions
 
 
+# the likeliest first tokens
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.3, "top_p": 0.2, "min_p": 0.3, "repetition_penalty": 1.5}])
+@pytest.mark.parametrize("top", [1, 5, 10**6])
+def test_first_logprobs_are_the_models_own(
+    engine: TransformersEngine, tiny: Path, chat: Chat, how: dict[str, float], top: int
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    asked = request(chat, "likely", n=3, top=top, **how)
+    completions = answers(engine, [asked])["likely"].completions
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype="float32")
+    with torch.inference_mode():
+        wanted = model(torch.tensor([asked.prompt_ids])).logits[0, -1].log_softmax(-1)
+    for completion in completions:
+        tokens, values = zip(*completion.first_logprobs, strict=True)
+        assert len(tokens) == min(top, len(wanted)) == len(set(tokens))
+        assert list(values) == pytest.approx(wanted.sort(descending=True).values[:top].tolist(), abs=1e-5)
+        assert list(values) == pytest.approx(wanted[list(tokens)].tolist(), abs=1e-5)
+    assert [c.token_ids for c in completions] == [
+        c.token_ids for c in answers(engine, [request(chat, "likely", n=3, **how)])["likely"].completions
+    ], "to be told of changes no answer"
+
+
+def test_a_greedy_answer_begins_with_the_likeliest_token(engine: TransformersEngine, chat: Chat) -> None:
+    (first, second) = answers(engine, [request(chat, "greedy", n=2, top=3, temperature=0)])["greedy"].completions
+    assert first.token_ids[0] == first.first_logprobs[0][0] and first == second
+    assert all(not c.first_logprobs for c in answers(engine, [request(chat, "greedy")])["greedy"].completions)
+
+
+def test_first_logprobs_are_those_of_the_grammar(engine: TransformersEngine, chat: Chat) -> None:
+    (completion,) = answers(engine, [request(chat, "json", schema=SCHEMA, top=9, max_tokens=64)])["json"].completions
+    ((token, value),) = completion.first_logprobs
+    assert chat.text([token]) == "{" and value == pytest.approx(0)
+
+
+def test_a_request_without_logprobs_is_still_known_by_its_old_key() -> None:
+    """Answers that were recorded before there were log-probabilities must be found."""
+    how = Sampling(temperature=0.5, max_tokens=9)
+    keys = [Request(id="a", prompt_ids=(1, 2, 3), n=2, seed=7, sampling=how, top_logprobs=k).key() for k in (0, 1, 20)]
+    assert keys[0] == "80d6e338498bec3d"
+    assert len(set(keys)) == 3
+
+
+LIKELY = Completion(token_ids=(5, 2), finish_reason="stop", first_logprobs=((5, -0.25), (7, -1.5)))
+PLAIN = Completion(token_ids=(6,), finish_reason="length")
+
+
+def test_records_hold_logprobs_and_old_records_are_read() -> None:
+    answered = Answered(request_id="a", completions=(LIKELY, PLAIN))
+    assert from_record("a", json.loads(json.dumps(to_record(answered)))) == answered
+    assert from_record("a", to_record(answered)) == answered
+    assert from_record("a", [[[6], "length"]]) == Answered(request_id="a", completions=(PLAIN,))
+    assert to_record(Answered(request_id="a", completions=(PLAIN,))) == [[[6], "length"]]
+
+
+def test_replay_keeps_logprobs(tmp_path: Path, engine: TransformersEngine, chat: Chat) -> None:
+    asked = [request(chat, "a", n=2, top=4)]
+    recorded = answers(ReplayEngine(tmp_path / "r.jsonl", engine, "m"), asked)
+    assert len(recorded["a"].completions[0].first_logprobs) == 4
+    replay = ReplayEngine(tmp_path / "r.jsonl", None, "m")
+    assert answers(replay, asked) == recorded
+    with pytest.raises(StepError, match="no answer to request a "):
+        answers(replay, [request(chat, "a", n=2)])
+
+
 # complete and replay, on an engine that counts its calls
 
 
@@ -287,6 +356,25 @@ def test_complete_seed_is_by_id(tmp_path: Path, chat: Chat) -> None:
     one = run(Scripted(), chat, Journal(tmp_path / "b"), asks("p1"))
     assert many["p1"] == one["p1"]
     assert len({reply.completions[0].token_ids[0] for reply in many.values()}) == 3
+
+
+def test_a_reply_tells_the_likeliest_first_tokens_as_texts(tmp_path: Path, chat: Chat) -> None:
+    (four,), (space,) = (chat.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("4", " "))
+
+    class Telling(Scripted):
+        def generate(self, requests: Iterable[Request | None]) -> Iterator[Answered]:
+            for asked in filter(None, requests):
+                self.asked.append(asked.id)
+                likely = ((four, -0.5), (space, -2.0))[: asked.top_logprobs]
+                drawn = (Completion(token_ids=(four,), finish_reason="stop", first_logprobs=likely), PLAIN)
+                yield Answered(request_id=asked.id, completions=drawn)
+
+    engine = Telling()
+    for _ in range(2):  # from the engine, then from the journal
+        found = run(engine, chat, Journal(tmp_path / "j"), asks("p", top_logprobs=2))
+        assert found["p"].first_logprobs == (("4", -0.5), (" ", -2.0))
+    assert engine.asked == ["test/p"]
+    assert run(engine, chat, Journal(tmp_path / "j"), asks("p"))["p"].first_logprobs == ()
 
 
 def test_complete_rejects_before_any_call(tmp_path: Path, chat: Chat) -> None:
@@ -750,6 +838,31 @@ def test_openai_retries_429_and_sorts_the_samples(chat: Chat) -> None:
     assert sent["prompt"] == list(request(chat, "a").prompt_ids)
     assert (sent["n"], sent["seed"], sent["min_p"], sent["return_token_ids"]) == (2, 9, 0.1, True)
     assert sent["structured_outputs"] == {"json": json.loads(SCHEMA)}
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        # The drawn token comes first, then the likeliest: it may be one more than was asked for.
+        (
+            {"token_id:9": -4.0, "token_id:5": -0.5, "token_id:7": -1.5, "token_id:8": -1.5},
+            ((5, -0.5), (7, -1.5), (8, -1.5)),
+        ),
+        ({"5": -0.5, " 5": -1.0}, ()),  # tokens that read alike cannot be told apart
+        ({}, ()),
+        (None, ()),
+    ],
+)
+def test_openai_first_logprobs(chat: Chat, told: dict[str, float] | None, wanted: tuple[tuple[int, float], ...]) -> None:
+    logprobs = {"tokens": [], "token_logprobs": [], "text_offset": [], "top_logprobs": [told, {"token_id:1": -0.1}]}
+    with Server([answer([9, 2], logprobs=logprobs), answer([9, 2])]) as server:
+        (with_them,) = client(server.url).generate([request(chat, "a", top=3)])
+        (without,) = client(server.url).generate([request(chat, "a", top=3)])
+        list(client(server.url).generate([request(chat, "a")]))
+    assert with_them.completions[0].first_logprobs == wanted
+    assert without.completions[0].first_logprobs == () and without.completions[0].token_ids == (9, 2)
+    assert (server.calls[0]["logprobs"], server.calls[0]["return_tokens_as_token_ids"]) == (3, True)
+    assert not {"logprobs", "return_tokens_as_token_ids"} & set(server.calls[2])
 
 
 def test_openai_refusals_are_errors_of_their_request(chat: Chat) -> None:

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 from align.core.chat import ChatError
 from align.core.errors import StepError, UserError
 from align.core.hashing import file_sha256
-from align.core.journal import Journal
 from align.core.rows import RewardPair
-from reward.classifier import Classifier, batches, keep_head_exact, score_head
-from reward.encoder import PLAIN_TEMPLATE, fit
-from reward.train import newest_checkpoint, train_reward_model
+from reward.classifier import Classifier, keep_head_exact, score_head
+from reward.encoder import PLAIN_TEMPLATE, Encoder, fit
+from reward.golden import golden_scores, read_golden
+from reward.train import _fresh_model, newest_checkpoint, train_reward_model, training_order
 
 CHAT = (
     "{% for m in messages %}{{ '<s>' if loop.first else '' }}{{ '<' + m.role + '>' + m.content + '<end>' }}{% endfor %}"
@@ -193,40 +194,6 @@ def test_bf16_ranks_like_fp32_and_its_head_is_exact(folders: dict[str, Path], na
     assert any(float(torch.tensor(s).bfloat16()) != s for s in second)
 
 
-def test_batches_hold_the_budget_and_every_row_once() -> None:
-    lengths = [5, 90, 3, 40, 41, 7, 7, 120]
-    made = list(batches(lengths, 100))
-    assert sorted(i for batch in made for i in batch) == list(range(len(lengths)))
-    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 100 for b in made)
-    assert made[0] == [7] and list(batches([], 100)) == []
-
-
-def test_score_all_journals_and_repeats_nothing(folders: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
-    model = load(folders["llama"])
-    items = [(f"r{i}", ASK, text) for i, text in enumerate([*TEXTS, "bad<end>"])]
-    expected = [model.score_batch([model.encode(ASK, text)])[0] for text in TEXTS]
-    journal = Journal(tmp_path / "scores.jsonl")
-    first = model.score_all(items[:2], journal=journal, label="score")
-    journal.close()
-    calls: list[int] = []
-    real = model.score_batch
-
-    def counted(ids: Any) -> list[float]:
-        calls.append(len(ids))
-        return [math.nan if len(row) == len(model.encode(ASK, "no")) else s for row, s in zip(ids, real(ids), strict=True)]
-
-    monkeypatch.setattr(model, "score_batch", counted)
-    journal = Journal(tmp_path / "scores.jsonl")
-    scores = model.score_all(items, journal=journal, label="score")
-    assert sum(calls) == 3 and list(scores) == [key for key, _, _ in items]
-    assert scores["r0"] == first["r0"] and math.isnan(scores["r2"]) and math.isnan(scores["r5"])
-    assert [scores[f"r{i}"] for i in (0, 1, 3, 4)] == pytest.approx([expected[i] for i in (0, 1, 3, 4)], abs=1e-4)
-    journal.close()
-    assert b"NaN" not in (tmp_path / "scores.jsonl").read_bytes()
-    again = Journal(tmp_path / "scores.jsonl")
-    assert str(model.score_all(items, journal=again, label="score")) == str(scores) and sum(calls) == 3
-
-
 def test_folders_that_are_no_reward_model_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     from transformers import LlamaForCausalLM
 
@@ -278,6 +245,12 @@ def test_training_learns_saves_and_reports(folders: dict[str, Path], tmp_path: P
     assert steps[-1][2] < 0.2 < steps[0][2]
     assert metrics["accuracy"] == 1.0 and metrics["mean_margin"] > 1
     assert metrics["accuracy_by_subset"] == {"cut": 1.0} and metrics["accuracy_by_lang"] == {"en": 1.0}
+    assert metrics["tie_share"] == 0.0 and metrics["accuracy_interval"] == [round(0.025 ** (1 / 6), 4), 1.0]
+    count = load(folders[name]).encoder.tokenizer
+    longer = [
+        len(count.tokenize(p.chosen[0]["content"])) > len(count.tokenize(p.rejected[0]["content"])) for p in pairs()[::4]
+    ]
+    assert metrics["longer_is_chosen"] == round(sum(longer) / 6, 4)
     assert (metrics["pairs_train"], metrics["pairs_test"], metrics["pairs_left_out"], metrics["steps"]) == (18, 6, 0, 18)
     assert "'loss'" not in capsys.readouterr().out
     out = tmp_path / "model"
@@ -285,6 +258,13 @@ def test_training_learns_saves_and_reports(folders: dict[str, Path], tmp_path: P
 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    golden = read_golden(out)
+    assert golden is not None and golden.precision == "fp32"
+    known = [score for both in golden.scores for score in both]
+    assert known == pytest.approx(
+        [s for both in golden_scores(load(out, max_length=96)) for s in both], abs=1e-4, nan_ok=True
+    )
+    assert sum(map(math.isfinite, known)) > 16
     plain, ours = AutoModelForSequenceClassification.from_pretrained(out), load(out)
     assert plain.config.num_labels == 1 and plain.config.pad_token_id == ours.encoder.pad_id and plain.dtype == torch.float32
     assert AutoTokenizer.from_pretrained(out).pad_token_id == ours.encoder.pad_id
@@ -342,18 +322,58 @@ def test_head_is_exact_under_autocast(folders: dict[str, Path]) -> None:
     assert logits.dtype == torch.float32
 
 
+def answer(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+@pytest.mark.parametrize(("centering", "margin"), [(0.01, False), (0.5, True), (0.0, True), (0.0, False)])
+def test_the_loss_is_the_formula(folders: dict[str, Path], tmp_path: Path, centering: float, margin: bool) -> None:
+    """-log sigmoid(r_w - r_l - m) + c (r_w + r_l)^2, before the first update, on the first batch."""
+    known = [replace(p, margin=0.25 * (i % 5)) for i, p in enumerate(pairs()) if p.split == "train"]
+    losses: list[float] = []
+    train(
+        folders["llama"], tmp_path, pairs=known, epochs=1, centering=centering, margin=margin,
+        on_step=lambda step, total, loss: losses.append(loss),
+    )  # fmt: skip
+    encoder = Encoder.load(folders["llama"], max_length=96)
+    model = _fresh_model(folders["llama"], encoder.pad_id, seed=5).eval()
+    ids = [[encoder.encode(p.prompt, side[0]["content"]).ids for side in (p.chosen, p.rejected)] for p in known]
+    first = training_order([max(map(len, both)) for both in ids], batch_size=3, epochs=1, seed=5)[:3]
+    expected = []
+    for i in first:
+        with torch.inference_mode():
+            chosen, rejected = (float(model(input_ids=torch.tensor([row])).logits[0, 0]) for row in ids[i])
+        difference = chosen - rejected - (known[i].margin if margin else 0.0)
+        expected.append(math.log(1 + math.exp(-difference)) + centering * (chosen + rejected) ** 2)
+    assert any(known[i].margin for i in first)
+    assert losses[0] == pytest.approx(sum(expected) / 3, abs=1e-4)
+
+
+def test_options_that_cannot_be_met_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    held_out_only = [replace(p, margin=1.0 if p.split == "test" else 0.0) for p in pairs()]
+    with pytest.raises(UserError, match="none of the training pairs has a margin"):
+        train(folders["llama"], tmp_path, pairs=held_out_only, margin=True)
+    for value in (-0.01, math.inf, math.nan):
+        with pytest.raises(UserError, match="centering"):
+            train(folders["llama"], tmp_path, centering=value)
+
+
 def test_pairs_that_teach_nothing_are_left_out_and_none_is_an_error(folders: dict[str, Path], tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    def answer(text: str) -> list[dict[str, str]]:
-        return [{"role": "assistant", "content": text}]
-
-    extra = [replace(pairs()[1], id="a", chosen=answer("x<end>y")), replace(pairs()[1], id="b", rejected=pairs()[1].chosen)]
+    long, held_out = "blue " * 30, pairs()[0]
+    extra = [
+        replace(pairs()[1], id="a", chosen=answer("x<end>y")),
+        replace(pairs()[1], id="b", chosen=answer(long + "sky"), rejected=answer(long + "grass")),
+        replace(held_out, id="c", rejected=answer("x<end>y")),
+    ]
     only = [p for p in pairs() if p.split == "train"]
-    metrics = train(folders["llama"], tmp_path, pairs=only + extra, epochs=1)
-    assert metrics["pairs_left_out"] == 2 and metrics["pairs_test"] == 0 and metrics["accuracy"] is None
+    metrics = train(folders["llama"], tmp_path, pairs=[extra[0], *only, *extra[1:]], epochs=1)
+    left_out = [("a", "cannot_be_encoded"), ("b", "identical_after_truncation"), ("c", "cannot_be_encoded")]
+    assert metrics["left_out"] == left_out and metrics["pairs_left_out"] == 3 and metrics["pairs_train"] == len(only)
+    assert metrics["pairs_test"] == 0 and metrics["accuracy"] is None and metrics["accuracy_interval"] is None
     with pytest.raises(UserError, match="no reward pair to train on: 6 pairs, 6 of them held out"):
         train(folders["llama"], tmp_path, pairs=[p for p in pairs() if p.split == "test"])
+    with pytest.raises(UserError, match="2 pairs, 0 of them held out, 2 left out"):
+        train(folders["llama"], tmp_path, pairs=extra[:2])
     with pytest.raises(StepError, match="not finite"):
         train(folders["llama"], tmp_path / "nan", learning_rate=1e30)
     assert not (tmp_path / "nan" / "model").exists()
