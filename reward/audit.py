@@ -32,7 +32,7 @@ SIDES = ("chosen", "rejected")
 OPENING_WORDS = 5
 OPENING_CHARS = 400  # of a text, in which its first words are looked for
 TOP_OPENINGS = 5
-REFUSALS_READ = 5000  # pairs; reading a text for refusals takes about a millisecond, and the share's standard error is below 0.01
+REFUSALS_READ = 5000  # pairs: a text takes a millisecond or so, and the standard error of the share is below 0.01
 BINS = 24
 AGREEMENT_EDGES = np.linspace(-1.05, 1.05, 22)  # bins whose middles are -1, -0.9, ..., 1
 # Outcomes that say that the validator's order was not good enough; later ones are about other things.
@@ -134,7 +134,10 @@ def audit(
         number = np.bincount(points.model, minlength=len(points.models))
         none = {side: 0 for side in SIDES}
         sampled = {name: {"responses": int(n)} for name, n in zip(points.models, number, strict=True)}
-        used = {name: none | used.get(name, {}) | sampled.get(name, {}) for name in [*sampled, *(used.keys() - sampled)]}
+        used = {
+            name: none | used.get(name, {}) | sampled.get(name, {})
+            for name in [*sampled, *sorted(used.keys() - sampled.keys())]
+        }
     return {
         "length_unit": length_unit, "kept": kept, "pairs": of_pairs, "models": used, "agreement": agreement,
         "responses": responses,

@@ -110,8 +110,9 @@ def _suspects(audited: Mapping[str, Any]) -> Iterator[Suspect]:
         passed, chance = agreement["passed_share"], agreement["chance_share"]
         yield (
             "agreement_is_chance", chance / passed if passed else None, agreement["compared"] >= MIN_FOR_CHANCE,
-            f"The validator agreed on {_percent(passed, 1)} of {agreement['compared']:,} compared pairs; with its scores shuffled it "
-            f"agrees on {_percent(chance, 1)}. What was kept may be chance: raise the threshold or change the validator.",
+            f"The validator agreed on {_percent(passed, 1)} of {agreement['compared']:,} compared pairs; with its scores "
+            f"shuffled it agrees on {_percent(chance, 1)}. What was kept may be chance: raise the "
+            f"threshold or change the validator.",
         )  # fmt: skip
     # Where nothing was kept, every subject is lost, and that is one finding.
     for kind, name in (("topic", "by_topic"), ("language", "by_lang")) if audited["pairs"]["count"] else ():
@@ -136,8 +137,8 @@ def _of_judge(role: str, responses: Mapping[str, Any]) -> Iterator[Suspect]:
     if tied["prompts"] >= MIN_PROMPTS:
         yield (
             f"constant_{role}", tied["whole_prompts"], True,
-            f"The {role} gives all responses one score on {_percent(tied['whole_prompts'])} of {tied['prompts']:,} prompts with "
-            f"different responses, and ties {_percent(tied['pairs'])} of all pairs of them.",
+            f"The {role} gives all responses one score on {_percent(tied['whole_prompts'])} of {tied['prompts']:,} prompts "
+            f"with different responses, and ties {_percent(tied['pairs'])} of all pairs of them.",
         )  # fmt: skip
     repeated = responses["repeated_texts"]
     if repeated["texts"]:
@@ -167,14 +168,14 @@ def _of_pairs(pairs: Mapping[str, Any], unit: str) -> Iterator[Suspect]:
     if length["low"] is not None:
         yield (
             "chosen_longer", length["low"], True,
-            f"The chosen answer is the longer one in {_percent(length['chosen_longer'])} of {length['unequal']:,} pairs (at least "
-            f"{_percent(length['low'])} with 95 % confidence), by {length['mean_gap']:.0f} {unit} in the mean.",
+            f"The chosen answer is the longer one in {_percent(length['chosen_longer'])} of {length['unequal']:,} pairs (at "
+            f"least {_percent(length['low'])} with 95 % confidence), by {length['mean_gap']:.0f} {unit} in the mean.",
         )  # fmt: skip
     if refusals["read"] and refusals["chosen"] > refusals["rejected"]:
         yield (
             "refusals_chosen", refusals["chosen"], True,
-            f"{_percent(refusals['chosen'], 1)} of the chosen answers decline the request, and {_percent(refusals['rejected'], 1)} of the "
-            f"rejected ones: training teaches to decline.",
+            f"{_percent(refusals['chosen'], 1)} of the chosen answers decline the request, and "
+            f"{_percent(refusals['rejected'], 1)} of the rejected ones: training teaches to decline.",
         )  # fmt: skip
     if opening["top"] and opening["count"] >= MIN_PROMPTS:
         top = opening["top"][0]

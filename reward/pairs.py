@@ -106,34 +106,24 @@ def _join(prompts: Sequence[Instruction], responses: pa.Table, selector: pa.Tabl
     return _Samples(prompts, responses, row, place, *scores)
 
 
-# Three counts of UTF-8 bytes in one integer, 21 bits each: ASCII letters; first bytes of U+B000 to U+CFFF, which is all
-# Hangul; first bytes of any character beyond ASCII.
-_COUNTS = [chr(b).isalpha() if b < 128 else ((b in (0xEB, 0xEC)) << 21) + ((b >= 0xC2) << 42) for b in range(256)]
-_COUNTS_OF_BYTE = np.array(_COUNTS, np.int64)
-
-
 def _in_other_language(samples: _Samples, finished: Bools) -> Bools:
     """(R,) whether a finished response is in the other language than its prompt's answer_lang.
 
-    Counts of bytes bound the shares of letters, for all texts at once; `detect` is asked where they leave it open. Text
-    without letters, and text of neither language, is not in the other.
+    `detect` is asked only where a look at all texts at once leaves it open: text without Hangul is not Korean, and text with
+    many Hangul syllables is not English. Text without letters, and text of neither language, is not in the other.
     """
-    if not finished.any():
-        return finished
-    texts = samples.responses["text"].combine_chunks()
-    ends = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    counted = np.zeros(ends[-1] - ends[0] + 1, np.int64)
-    np.cumsum(_COUNTS_OF_BYTE[np.frombuffer(texts.buffers()[2], np.uint8)[ends[0] : ends[-1]]], out=counted[1:])
-    counts = np.diff(counted[ends - ends[0]])
-    latin, hangul, beyond = counts & (2**21 - 1), counts >> 21 & (2**21 - 1), counts >> 42
+    texts = samples.responses["text"]
     expected = np.array([p.answer_lang for p in samples.prompts], str)[samples.place]
-    # Of the letters at most beyond / (latin + beyond) are Hangul, and Korean begins at 0.3; at least
-    # hangul / (latin + beyond) are not Latin, and English ends at 0.2.
-    fine = np.where(expected == "en", beyond < 0.42 * latin, (expected == "ko") & (hangul > 0.21 * (latin + beyond)))
-    asked = np.flatnonzero(finished & ~(fine & (np.diff(ends) < 2**21)))
+    octets = texts.cast(pa.binary())
+    # First bytes of U+B000 to U+CFFF, which are Hangul syllables all. English has at most 20 % letters that are not Latin.
+    syllables = sum(pc.count_substring(octets, first).to_numpy() for first in (b"\xeb", b"\xec"))
+    not_english = syllables > 0.21 * pc.utf8_length(texts).to_numpy()
+    not_korean = pc.invert(pc.match_substring_regex(texts, r"\p{Hangul}")).to_numpy()
+    fine = np.where(expected == "en", not_korean, (expected == "ko") & not_english)
+    asked = np.flatnonzero(finished & ~fine)
     wrong = np.zeros(len(texts), bool)
-    for place, text in zip(asked.tolist(), texts.take(pa.array(asked)).to_pylist(), strict=True):
-        wrong[place] = detect(text) not in (expected[place], "other")
+    for row, text in zip(asked.tolist(), texts.take(pa.array(asked)).to_pylist(), strict=True):
+        wrong[row] = detect(text) not in (expected[row], "other")
     return wrong
 
 
@@ -202,6 +192,10 @@ class _Slots:
         self.ids = [*samples.responses["id"].to_pylist(), ""]  # the last for -1
 
 
+def _held_out(prompt_id: str, rules: PairRules, run_seed: int) -> bool:
+    return rules.held_out > 0 and unit_interval(run_seed, "pair-held-out", prompt_id) < rules.held_out
+
+
 def _preferences(slots: _Slots, rules: PairRules, run_seed: int, source: str) -> list[Preference]:
     samples, kept = slots.samples, np.flatnonzero(slots.outcome == 0)
     columns: dict[str, list[Any]] = {}
@@ -216,25 +210,23 @@ def _preferences(slots: _Slots, rules: PairRules, run_seed: int, source: str) ->
             f"validator_{side}": samples.validator[rows].tolist(),
         }
     gap = slots.measures["gap"][kept]
+    prompts = [samples.prompts[place] for place in slots.place[kept].tolist()]
+    sides = zip(prompts, columns["chosen_id"], columns["rejected_id"], strict=True)
     columns |= {
+        "id": [content_id("preference", prompt.id, chosen, rejected) for prompt, chosen, rejected in sides],
+        "prompt_id": [prompt.id for prompt in prompts],
+        "prompt": [prompt.messages for prompt in prompts],
         "agreement": slots.measures[rules.agreement][kept].tolist(),
         "kendall_tau": slots.measures["kendall"][kept].tolist(),
         "p_value": slots.measures["p_value"][kept].tolist(),
         "weight": (gap if rules.use == "weight" else np.ones(len(kept))).tolist(),
         "flip_rate": ((1 - gap) / 2 if rules.use == "flip_rate" else np.zeros(len(kept))).tolist(),
+        "source": [source] * len(kept),
+        "split": ["test" if _held_out(prompt.id, rules, run_seed) else "train" for prompt in prompts],
+        "topic_id": [prompt.topic_id for prompt in prompts],
+        "lang": [prompt.lang for prompt in prompts],
     }
-    pairs = []
-    for place, *values in zip(slots.place[kept].tolist(), *columns.values(), strict=True):
-        prompt, fields = samples.prompts[place], dict(zip(columns, values, strict=True))
-        test = rules.held_out > 0 and unit_interval(run_seed, "pair-held-out", prompt.id) < rules.held_out
-        pairs.append(
-            Preference(
-                id=content_id("preference", prompt.id, fields["chosen_id"], fields["rejected_id"]),
-                prompt_id=prompt.id, prompt=prompt.messages, source=source, split="test" if test else "train",
-                topic_id=prompt.topic_id, lang=prompt.lang, **fields,
-            )
-        )  # fmt: skip
-    return pairs
+    return [Preference(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
 def _plain(values: NDArray[Any]) -> list[float | str | None]:
@@ -247,20 +239,24 @@ def _plain(values: NDArray[Any]) -> list[float | str | None]:
 def _rejects(slots: _Slots) -> list[Reject]:
     samples, ids, dropped = slots.samples, slots.ids, np.flatnonzero(slots.outcome > 0)
     selector, validator = _plain(samples.selector), _plain(samples.validator)
-    measures = {name: _plain(values) for name, values in slots.measures.items()}
+    measures = {name: _plain(values[dropped]) for name, values in slots.measures.items()}
+    place = slots.place[dropped]
+    columns = (slots.outcome[dropped], place, slots.slot[dropped], samples.row[place], slots.block.usable[place],
+               slots.chosen[dropped], slots.rejected[dropped])  # fmt: skip
     made = []
-    for at, place, slot in zip(*(a.tolist() for a in (dropped, slots.place[dropped], slots.slot[dropped])), strict=True):
-        prompt, row, usable = samples.prompts[place], samples.row[place].tolist(), slots.block.usable[place].tolist()
+    for (code, owner, slot, row, usable, chosen, rejected), values in zip(
+        zip(*(column.tolist() for column in columns), strict=True), zip(*measures.values(), strict=True), strict=True
+    ):
+        prompt = samples.prompts[owner]
         numbers: dict[str, object] = {
             "selector": {ids[r]: selector[r] for r in row if r >= 0},
             "validator": {ids[r]: validator[r] for r in row if r >= 0},
             "compared": [ids[r] for r, is_compared in zip(row, usable, strict=True) if is_compared],
         }
-        if slots.chosen[at] >= 0:
-            numbers |= {"chosen": ids[slots.chosen[at]], "rejected": ids[slots.rejected[at]]}
-            numbers |= {name: values[at] for name, values in measures.items()}
-        key, reason = content_id("pair", prompt.id, slot) if slot else prompt.id, OUTCOMES[slots.outcome[at]]
-        made.append(Reject(id=key, reason=reason, raw=_JSON.encode(numbers), topic_id=prompt.topic_id))
+        if chosen >= 0:
+            numbers |= {"chosen": ids[chosen], "rejected": ids[rejected], **dict(zip(measures, values, strict=True))}
+        key = content_id("pair", prompt.id, slot) if slot else prompt.id
+        made.append(Reject(id=key, reason=OUTCOMES[code], raw=_JSON.encode(numbers), topic_id=prompt.topic_id))
     return made
 
 
@@ -365,7 +361,7 @@ def check_collected(
 def take_share(num_sampled: int, collected: Built, share: float, run_seed: int) -> Built:
     """The collected pairs cut so that they are at most `share` of all, the rest as rejects `beyond_share`.
 
-    Which of them stay is decided by the hash of seed and pair id, so adding pairs never swaps two others.
+    They stay in the order of the hash of seed and pair id, so a larger share keeps the same ones and more.
 
     Args:
         num_sampled: sampled pairs that are kept.

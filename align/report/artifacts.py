@@ -88,6 +88,9 @@ def num_stages(run_dir: Path, recipe: Mapping[str, Any]) -> int:
 def step_names(run_dir: Path, recipe: Mapping[str, Any]) -> list[str]:
     """All steps of a run in their order, whether finished or not."""
     trained = [r for r in ROLES if not recipe or at(recipe, "reward_models", r, "train")]
+    for role in ROLES:
+        members = at(recipe, "reward_models", role, "members") or ()
+        trained += [f"{role}.{i}" for i, member in enumerate(members) if at(member, "train")]
     scored = at(recipe, "answers", "best_by") not in (None, "first")
     names = [
         *DATA_STEPS,

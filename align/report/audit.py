@@ -18,12 +18,13 @@ from align.report.charts import (
     Bar,
     Scale,
     Series,
-    _axes,
-    _figure,
-    _guide_x,
-    _nothing,
+    axes,
     bars,
+    count_ticks,
+    figure,
+    guide_x,
     line_chart,
+    nothing,
     ticks,
 )
 from align.report.headline import percent
@@ -102,12 +103,9 @@ def binned(
     totals = [sum(column) for column in zip(*(counts for _, counts, _ in groups), strict=True)]
     tallest = max([*totals, *(outline[1] if outline else ())], default=0)
     if not tallest:
-        return _nothing(title)
+        return nothing(title)
     marks = [edges[0], edges[-1], *([guide[0]] if guide else [])]
-    y_ticks = [t for t in ticks(0, tallest) if t == int(t)] if tallest > 1 else [0.0, 1.0]
-    if y_ticks[-1] < tallest:  # the mark above the tallest bar was no whole number
-        y_ticks.append(2 * y_ticks[-1] - y_ticks[-2])
-    parts, x, y = _axes(x_ticks or ticks(min(marks), max(marks)), y_ticks, x_label, y_label)
+    parts, x, y = axes(x_ticks or ticks(min(marks), max(marks)), count_ticks(tallest), x_label, y_label)
     base = [0.0] * len(totals)
     for name, counts, color in groups:
         for i, n in enumerate(counts):
@@ -123,17 +121,17 @@ def binned(
         parts.append(Markup('<polyline class="line c-base" points="{}"/>').format(" ".join(steps)))
         legend.append((outline[0], "c-base"))
     if guide:
-        parts += _guide_x(x, *guide)
-    return _figure(title, parts, HEIGHT, legend)
+        parts += guide_x(x, *guide)
+    return figure(title, parts, HEIGHT, legend)
 
 
 def heat_map(title: str, counts: Sequence[Sequence[int]], limit: float, *, x_label: str, y_label: str) -> Markup:
     """Counts over a square of [-limit, limit]; rows go along x. Ink is the square root of the share of the fullest."""
     most = max((n for row in counts for n in row), default=0)
     if not most:
-        return _nothing(title)
+        return nothing(title)
     edge = [float(v) for v in range(-math.floor(limit), math.floor(limit) + 1)]
-    parts, x, y = _axes(edge, edge, x_label, y_label)
+    parts, x, y = axes(edge, edge, x_label, y_label)
     side = Scale(0, len(counts), -limit, limit)
     for i, row in enumerate(counts):
         for j, n in enumerate(row):
@@ -145,7 +143,7 @@ def heat_map(title: str, counts: Sequence[Sequence[int]], limit: float, *, x_lab
                 )
                 ink = round(0.12 + 0.88 * math.sqrt(n / most), 3)
                 parts.append(cell.format(n, ink, left, top, round(right - left, 2), round(foot - top, 2)))
-    return _figure(
+    return figure(
         title, parts, HEIGHT, note=f"{sum(map(sum, counts)):,} responses; the outermost cells hold what lies beyond"
     )
 
@@ -199,7 +197,7 @@ def gap_chart(gaps: Mapping[str, Any] | None, unit: str) -> Markup:
     """How much longer the chosen answers are."""
     title = "Length of chosen less length of rejected"
     if gaps is None:
-        return _nothing(title)
+        return nothing(title)
     groups = [("pairs", gaps["counts"], "c-data")]
     return binned(title, gaps["edges"], groups, x_label=f"{unit} more", y_label="pairs", guide=(0.0, "equal"))
 

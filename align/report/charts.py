@@ -130,7 +130,7 @@ def _text(x: float, y: float, text: str, css: str) -> Markup:
     return Markup('<text x="{}" y="{}" class="{}">{}</text>').format(round(x, 1), round(y, 1), css, text)
 
 
-def _figure(
+def figure(
     title: str, body: Sequence[Markup], height: float, legend: Sequence[tuple[str, str]] = (), note: str = "",
     width: float = WIDTH,
 ) -> Markup:  # fmt: skip
@@ -144,11 +144,11 @@ def _figure(
     ).format(title, round(width), round(height), Markup("").join(body), foot)
 
 
-def _nothing(title: str) -> Markup:
+def nothing(title: str) -> Markup:
     return Markup('<figure class="chart"><figcaption>{}</figcaption><p class="none">no values</p></figure>').format(title)
 
 
-def _axes(
+def axes(
     x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
 ) -> tuple[list[Markup], Scale, Scale]:
     """Grid, tick labels and axis labels, and the two scales."""
@@ -185,7 +185,7 @@ def _guide_y(y: Scale, value: float, name: str) -> list[Markup]:
     return [line, _text(WIDTH - RIGHT - 2, y(value) - 5, name, "tick end halo")]
 
 
-def _guide_x(x: Scale, value: float, name: str) -> list[Markup]:
+def guide_x(x: Scale, value: float, name: str) -> list[Markup]:
     line = Markup('<line class="guide" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(x(value), TOP, HEIGHT - BOTTOM)
     left = x(value) > WIDTH * 0.6
     return [line, _text(x(value) + (-5 if left else 5), TOP + 9, name, "tick halo" + (" end" if left else ""))]
@@ -210,10 +210,10 @@ def line_chart(
     lines = [(s, thin(_finite_points(s.points))) for s in series]
     lines = [(s, points) for s, points in lines if points]
     if not lines:
-        return _nothing(title)
+        return nothing(title)
     xs = [x for _, points in lines for x, _ in points]
     ys = [y for _, points in lines for _, y in points] + ([guide[0]] if guide else [])
-    parts, x, y = _axes(ticks(min(xs), max(xs)), ticks(min(ys), max(ys)), x_label, y_label)
+    parts, x, y = axes(ticks(min(xs), max(xs)), ticks(min(ys), max(ys)), x_label, y_label)
     for s, points in lines:
         place = [(x(a), y(b)) for a, b in points]
         if len(place) == 1:
@@ -223,7 +223,7 @@ def line_chart(
             parts.append(Markup('<polyline class="line {}" points="{}"/>').format(s.color, path))
     if guide:
         parts += _guide_y(y, *guide)
-    return _figure(title, parts, HEIGHT, [(s.name, s.color) for s, _ in lines] if len(lines) > 1 else [])
+    return figure(title, parts, HEIGHT, [(s.name, s.color) for s, _ in lines] if len(lines) > 1 else [])
 
 
 def scatter(title: str, series: Sequence[Series], *, x_label: str, y_label: str, note: str = "") -> Markup:
@@ -231,17 +231,25 @@ def scatter(title: str, series: Sequence[Series], *, x_label: str, y_label: str,
     groups = [(s, _finite_points(s.points)) for s in series]
     groups = [(s, points) for s, points in groups if points]
     if not groups:
-        return _nothing(title)
+        return nothing(title)
     total = sum(len(points) for _, points in groups)
     stride = math.ceil(total / MAX_DOTS)
     xs = [x for _, points in groups for x, _ in points]
     ys = [y for _, points in groups for _, y in points]
-    parts, x, y = _axes(ticks(min(xs), max(xs)), ticks(min(ys), max(ys)), x_label, y_label)
+    parts, x, y = axes(ticks(min(xs), max(xs)), ticks(min(ys), max(ys)), x_label, y_label)
     for s, points in groups:
         dots = [Markup('<circle cx="{}" cy="{}" r="2.6"/>').format(x(a), y(b)) for a, b in points[::stride]]
         parts.append(Markup('<g class="dots {}">{}</g>').format(s.color, Markup("").join(dots)))
     shown = f"every {stride}th of {total} points. " if stride > 1 else ""
-    return _figure(title, parts, HEIGHT, [(s.name, s.color) for s, _ in groups], shown + note)
+    return figure(title, parts, HEIGHT, [(s.name, s.color) for s, _ in groups], shown + note)
+
+
+def count_ticks(tallest: float) -> list[float]:
+    """Whole numbers from 0 that reach over `tallest`."""
+    marks = [t for t in ticks(0, tallest) if t == int(t)] if tallest > 1 else [0.0, 1.0]
+    if marks[-1] < tallest:  # the mark above it was no whole number
+        marks.append(2 * marks[-1] - marks[-2])
+    return marks
 
 
 def histogram(
@@ -261,7 +269,7 @@ def histogram(
     data = [(g, _finite(g.values)) for g in groups]
     everything = [v for _, values in data for v in values]
     if not everything:
-        return _nothing(title)
+        return nothing(title)
     marks = [*everything, *(within or ()), *([guide[0]] if guide else [])]
     x_ticks = ticks(min(marks), max(marks))
     low, high = x_ticks[0], x_ticks[-1]
@@ -272,8 +280,8 @@ def histogram(
         for value in values:
             row[min(bins - 1, int((value - low) / width + 1e-9))] += 1
     tallest = max(sum(column) for column in zip(*counts, strict=True))
-    y_ticks = [t for t in ticks(0, tallest) if t == int(t)] if tallest > 1 else [0.0, 1.0]
-    parts, x, y = _axes(x_ticks, y_ticks, x_label, y_label)
+    y_ticks = count_ticks(tallest)
+    parts, x, y = axes(x_ticks, y_ticks, x_label, y_label)
     base = [0] * bins
     for row, (group, _) in zip(counts, data, strict=True):
         for i, n in enumerate(row):
@@ -287,8 +295,8 @@ def histogram(
                 )
             base[i] += n
     if guide:
-        parts += _guide_x(x, *guide)
-    return _figure(title, parts, HEIGHT, [(g.name, g.color) for g, values in data if values] if len(data) > 1 else [])
+        parts += guide_x(x, *guide)
+    return figure(title, parts, HEIGHT, [(g.name, g.color) for g, values in data if values] if len(data) > 1 else [])
 
 
 def distribution(title: str, given: Distribution, *, within: tuple[float, float], highest: float) -> Markup:
@@ -317,14 +325,14 @@ def distribution(title: str, given: Distribution, *, within: tuple[float, float]
         parts.append(bar.format(n, total, round(start, 2), top, round(end - start, 2), round(base - top, 2)))
     parts.append(Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(left, right, base))
     parts.append(Markup('<line class="guide" x1="{0}" x2="{0}" y1="8" y2="{1}"/>').format(x(given.mean), base))
-    return _figure(title, parts, height, note=f"mean {given.mean:.2f}, n = {total:,}", width=width)
+    return figure(title, parts, height, note=f"mean {given.mean:.2f}, n = {total:,}", width=width)
 
 
 def bars(title: str, items: Sequence[Bar]) -> Markup:
     """Horizontal bars, each under its label, all on one scale from zero."""
     items = [item for item in items if _finite([item.value])]
     if not items:
-        return _nothing(title)
+        return nothing(title)
     most = max(max(item.value, item.total or 0.0) for item in items) or 1.0
     x, parts = Scale(0, most, 0, WIDTH), []
     for row, item in enumerate(items):
@@ -340,7 +348,7 @@ def bars(title: str, items: Sequence[Bar]) -> Markup:
             if width is not None
         ]
         parts.append(Markup("</g>"))
-    return _figure(title, parts, len(items) * 36)
+    return figure(title, parts, len(items) * 36)
 
 
 def intervals(
@@ -349,7 +357,7 @@ def intervals(
     """Means with their intervals beside a vertical guide; a mean without interval is a hollow dot."""
     items = [item for item in items if _finite([item.mean])]
     if not items:
-        return _nothing(title)
+        return nothing(title)
     factor = 100 if percent else 1
     values = [*_finite([v * factor for item in items for v in (item.mean, item.low, item.high)]), guide[0] * factor]
     x_ticks = ticks(min(values), max(values))
@@ -377,4 +385,4 @@ def intervals(
         )
         parts.append(_text(x(item.mean * factor), y - 9, f"{item.mean * factor:.{0 if percent else 2}f}", "number mid halo"))
     parts.append(_text((left + WIDTH - RIGHT) / 2, bottom + 34, x_label, "label mid"))
-    return _figure(title, parts, bottom + 42)
+    return figure(title, parts, bottom + 42)

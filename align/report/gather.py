@@ -128,7 +128,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class RewardModel:
-    """One reward model's manifest and its held-out numbers."""
+    """One reward model's manifest and its held-out numbers; the role of an ensemble's member is like selector.0."""
 
     role: str
     state: str
@@ -174,7 +174,7 @@ def gather(run_dir: Path, name: str) -> RunData:
         coverage=gather_coverage(run_dir, done, num_stages(run_dir, recipe)),
         evolution=metrics.get("evolve"),
         reward_data=metrics.get("reward.data"),
-        reward_models=[_reward_model(steps[f"reward.{r}"]) for r in ROLES if f"reward.{r}" in steps],
+        reward_models=[_reward_model(s) for n, s in steps.items() if n.startswith("reward.") and n != "reward.data"],
         stages=gather_stages(run_dir, recipe),
         evaluation=gather_evaluation(run_dir),
     )
@@ -326,7 +326,7 @@ def evolved_pairs(folder: Path, each: int = 2) -> list[Evolved]:
 
 def _reward_model(step: StepRecord) -> RewardModel:
     manifest = step.manifest
-    role = step.name.split(".")[1]
+    role = step.name.removeprefix("reward.")
     if manifest is None:
         return RewardModel(role, step.state, 0.0, {})
     return RewardModel(role, step.state, manifest.seconds, manifest.metrics)

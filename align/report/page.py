@@ -158,12 +158,12 @@ def train_charts(metrics: dict[str, Any], loss: str) -> list[Markup]:
 
 
 def subset_chart(run: RunData) -> list[Markup]:
-    """Held-out accuracy by kind of damage, one chart per reward model."""
+    """Held-out accuracy by kind of pair, one chart per reward model."""
     charts = []
     for model in run.reward_models:
         kinds = at(model.metrics, "accuracy_by_subset") or {}
         items = [
-            Bar(kind, float(value), percent(value), f"c-{model.role}", 1.0)
+            Bar(kind, float(value), percent(value), f"c-{model.role.split('.')[0]}", 1.0)
             for kind, value in kinds.items()
             if value is not None
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from align.core.errors import UserError
 from align.core.hashing import content_id
+from align.core.journal import Journal
 from align.core.progress import Progress
 from align.core.records import read_jsonl
 from align.core.rows import Instruction, Response, Score
@@ -30,6 +31,8 @@ from align.steps.data import run_judge_answers
 from align.steps.judges import answers_judge, leaves
 from data_gen.prompts import Prompts
 from reward.interface import Group, RewardModel, score_groups
+
+JournalOf = Callable[[str], Journal]
 
 
 def judge_folder(run_dir: Path, name: str, spec: ClassifierSpec) -> Path:
@@ -61,7 +64,7 @@ def _open_classifier(folder: Path, spec: ClassifierSpec) -> RewardModel:
     return model
 
 
-def _open_leaf(process: Process, prompts: Prompts, name: str, spec: LeafSpec) -> RewardModel:
+def _open_leaf(process: Process, prompts: Prompts, name: str, spec: LeafSpec, journal_of: JournalOf | None) -> RewardModel:
     from reward.length import LengthPenalty
 
     model: RewardModel
@@ -72,7 +75,8 @@ def _open_leaf(process: Process, prompts: Prompts, name: str, spec: LeafSpec) ->
         from reward.judge import Judge
 
         writer = Writer(lambda: process.engine(spec.model), run_seed=process.recipe.seed)
-        model = Judge(writer, prompts.render, mode=spec.mode, scale=spec.scale)
+        journal = journal_of(f"calls-{name}") if journal_of else None
+        model = Judge(writer, prompts.render, mode=spec.mode, scale=spec.scale, journal=journal)
     elif isinstance(spec, RulesSpec):
         from reward.rules import Rules
 
@@ -88,10 +92,17 @@ def _open_leaf(process: Process, prompts: Prompts, name: str, spec: LeafSpec) ->
     return LengthPenalty(model, spec.length_penalty) if spec.length_penalty else model
 
 
-def open_judge(process: Process, prompts: Prompts, role: str) -> RewardModel:
-    """The reward model of a role, ready to score."""
+def open_judge(process: Process, prompts: Prompts, role: str, journal_of: JournalOf | None = None) -> RewardModel:
+    """The reward model of a role, ready to score.
+
+    Args:
+        process: its run and engines.
+        prompts: of generative judges.
+        role: selector or validator.
+        journal_of: opens a journal by name, where calls to generative judges are kept.
+    """
     spec = getattr(process.recipe.reward_models, role)
-    opened = [_open_leaf(process, prompts, name, leaf) for name, leaf in leaves(process.recipe, role)]
+    opened = [_open_leaf(process, prompts, name, leaf, journal_of) for name, leaf in leaves(process.recipe, role)]
     if not isinstance(spec, EnsembleSpec):
         return opened[0]
     from reward.ensemble import Ensemble
@@ -143,7 +154,7 @@ def run_score(ctx: Context) -> None:
     spec = getattr(ctx.recipe.reward_models, role)
     samples = [name for name in ctx.step.inputs if ".sample." in name]
     _score(
-        ctx, role, open_judge(ctx.process, ctx.templates, role), prompts, samples,
+        ctx, role, open_judge(ctx.process, ctx.templates, role, ctx.out.journal), prompts, samples,
         [(item.prompt, item.responses) for item in collected], references_of(ctx, role), spec.length_calibration,
     )  # fmt: skip
 

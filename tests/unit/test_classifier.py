@@ -129,6 +129,7 @@ def test_scores_are_those_of_plain_transformers_whatever_the_layout(
     with caplog.at_level(logging.INFO, logger="reward.classifier"):
         model = load(folders[kind])
     assert model.layout == layout
+    assert model.model.config._attn_implementation == ("eager" if kind == "Gemma2" else "sdpa")  # SDPA leaves the cap out
     assert len([r for r in caplog.records if "because" in r.message]) == (layout == "separate")
     expected = [alone(model, asked) for asked in GROUPS]
     assert max(flat(expected)) - min(flat(expected)) > 0.5
@@ -248,7 +249,7 @@ def test_shared_rows_refuse_what_is_empty(groups: list[list[list[int]]]) -> None
         shared_rows(groups)
 
 
-def test_a_group_too_large_for_a_batch_is_parted(llama: Classifier) -> None:
+def test_a_group_too_large_for_a_batch_is_parted(llama: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     item = Item(0, tuple([*range(10), 100 + k, k] for k in range(9)), tuple((k,) for k in range(9)))
     parts = item.split(10 + 3 * 2)
     limit = 4 * item.longest  # repeating the prompt more often than every fourth response would cost too much
@@ -260,12 +261,14 @@ def test_a_group_too_large_for_a_batch_is_parted(llama: Classifier) -> None:
     assert [r for part in parts for r in part.responses] == list(long.responses)
     many = group(0, "why", [f"{k} answer {'x' * 20}" for k in range(40)])
     assert len(encode_groups(llama.encoder, [many])[0].split(1)) > 3
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "TOKENS_PER_BATCH", {"cpu": 1})
-        assert by_place(llama, [many])[0] == pytest.approx(alone(llama, many), abs=1e-4)
+    monkeypatch.setattr(classifier, "TOKENS_PER_BATCH", {"cpu": 1})
+    rows = count_rows(monkeypatch)
+    assert by_place(llama, [many])[0] == pytest.approx(alone(llama, many), abs=1e-4)
+    assert len(rows) > 3
 
 
-def test_equal_responses_and_the_prompt_are_computed_once(llama: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def count_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that will hold the tokens of every shared row."""
     tokens: list[int] = []
 
     def counted(*args: Any, **kwargs: Any) -> SharedRow:
@@ -274,6 +277,17 @@ def test_equal_responses_and_the_prompt_are_computed_once(llama: Classifier, mon
         return row
 
     monkeypatch.setattr(classifier, "shared_rows", counted)
+    return tokens
+
+
+def test_a_response_that_cuts_the_prompt_leaves_the_others_theirs(llama: Classifier) -> None:
+    asked = group(0, "why " * 30, ["yes", "x" * 130, "no"])
+    cut, whole = sorted(encode_groups(llama.encoder, [asked]), key=lambda item: len(item.sequences))
+    assert cut.responses == ((1,),) and whole.responses == ((0,), (2,)) and common_prefix(whole.sequences) > 120
+
+
+def test_equal_responses_and_the_prompt_are_computed_once(llama: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = count_rows(monkeypatch)
     asked = group(0, "why is the sky blue?", ["yes", "no, it is", "yes", "yes"])
     (scores,) = by_place(llama, [asked])
     prompt, one, two = (
@@ -287,14 +301,15 @@ def test_equal_responses_and_the_prompt_are_computed_once(llama: Classifier, mon
 def test_what_cannot_be_encoded_is_nan_and_counted(llama: Classifier, caplog: pytest.LogCaptureFixture) -> None:
     bad = "a<|im_end|>b"
     groups = [group(0, "why", ["yes", bad, "no"]), group(1, "why", [bad, bad]), group(2, "why", ["x" * 400, "yes"])]
+    groups.append(group(3, "why " * 80, ["yes"]))  # loses the beginning of its prompt only
     scores = by_place(llama, groups)
     assert math.isnan(scores[0][1]) and all(map(math.isnan, scores[1]))
     expected = alone(llama, group(0, "why", ["yes", "no"]))
     assert [scores[0][0], scores[0][2]] == pytest.approx(expected, abs=1e-4) and scores[2][1] == pytest.approx(expected[0])
     told = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert told == [
-        "3 of 7 responses cannot be encoded and score NaN: 3 more_than_one_stop_token",
-        "1 of 7 responses are longer than 256 tokens; their ends are not scored",
+        "3 of 8 responses cannot be encoded and score NaN: 3 more_than_one_stop_token",
+        "1 of 8 responses are longer than 256 tokens; their ends are not scored",
     ]
     assert by_place(llama, []) == [] and by_place(llama, groups[1:2]) == [pytest.approx([math.nan] * 2, nan_ok=True)]
 
@@ -374,7 +389,7 @@ def test_scores_must_have_the_order_of_training() -> None:
     with pytest.raises(UserError, match="they are"):
         check([pair[::-1] for pair in LINE], LINE)
     shifted = [[a + 0.2, b + 0.2] for a, b in LINE]  # same order
-    assert check(shifted, LINE, now="bf16")
+    assert check(shifted, LINE, now="bf16") and check(shifted, LINE, then="bf16")
     with pytest.raises(UserError, match=r"fp32 differs by at most 0\.031"):
         check(shifted, LINE)
     assert check([[a + 0.02, b + 0.02] for a, b in LINE], LINE)

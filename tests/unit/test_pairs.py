@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -234,9 +235,18 @@ def test_language_of_all_texts_at_once_is_that_of_each(texts: list[tuple[str, st
     scores = to_table(Score, scored(responses, "a", [0.0] * len(responses)))
     joined = pairs_module._join(prompts, table, scores, scores)
     finished = [bool(text.strip()) for text, _ in texts]
-    wrong = pairs_module._in_other_language(joined, pairs_module.np.array(finished))
+    wrong = pairs_module._in_other_language(joined, np.array(finished))
     expected = [f and detect(text) not in (lang, "other") for f, (text, lang) in zip(finished, texts, strict=True)]
     assert wrong.tolist() == expected
+
+
+def test_every_hangul_letter_is_seen() -> None:
+    letters = [c for c in map(chr, range(0x80, 0x10000)) if not 0xD800 <= ord(c) < 0xE000 and detect(c) == "ko"]
+    assert len(letters) > 11_000
+    responses = [response(i, text=letter) for i, letter in enumerate(letters)]
+    scores = to_table(Score, scored(responses, "a", [0.0] * len(responses)))
+    joined = pairs_module._join([prompt()], to_table(Response, responses), scores, scores)
+    assert pairs_module._in_other_language(joined, np.ones(len(letters), bool)).all()
 
 
 def test_ties_and_duplicates_are_settled_by_the_lowest_id() -> None:

@@ -68,7 +68,7 @@ def test_what_steps_ask_for_is_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_templates_own_words_are_in_its_language(name: str, lang: str) -> None:
     messages = PROMPTS.render(name, lang, **dict.fromkeys(variables(name, lang), ""))
-    texts = [m["content"] for m in messages if m["content"].strip() and not m["content"].startswith("{")]
+    texts = [m["content"] for m in messages if len(m["content"].strip()) > 1 and not m["content"].startswith("{")]
     assert [text for text in texts if detect(text) != lang] == []
 
 

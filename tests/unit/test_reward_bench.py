@@ -228,10 +228,13 @@ def test_a_folder_is_loaded_and_its_tokens_are_counted(tmp_path: Path, tiny_llam
     shutil.copytree(tiny_llama, folder)
     model = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=1)
     model.save_pretrained(folder)
-    found = reward_bench(folder, write(tmp_path / "pairs.jsonl", 6), max_length=128, say=lambda _: None)
+    path = write(tmp_path / "pairs.jsonl", 5)
+    with path.open("a") as handle:
+        handle.write(json.dumps({"prompt": "Question 6", "chosen": "물 good", "rejected": "evil"}))
+    found = reward_bench(folder, path, max_length=128, say=lambda _: None)
     assert found["length_unit"] == "tokens" and found["pairs_test"] == 6 and found["pairs_not_scored"] == 0
     assert (found["model"], found["precision"], found["max_length"]) == (str(folder), "fp32", 128)
-    assert [p["chosen_length"] for p in found["pairs"][:2]] == [4, 9]  # its tokens are bytes
+    assert [found["pairs"][i]["chosen_length"] for i in (0, 1, 5)] == [4, 9, 8]  # its tokens are bytes
 
     from reward.classifier import Classifier
 
