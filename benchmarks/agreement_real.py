@@ -38,7 +38,7 @@ TARGET = 0.06
 # Pairs per prompt, epochs, learning rate, pairs per step, precision.
 MODELS: Mapping[str, tuple[str, int, int, float, int, str]] = {
     "decoder": ("smollm2-135m-instruct", 3, 1, 3e-5, 8, "bf16"),
-    "encoder": ("all-minilm-l6-v2", 6, 2, 1e-4, 16, "fp32"),
+    "encoder": ("all-minilm-l6-v2", 6, 1, 1e-4, 16, "fp32"),
 }
 THRESHOLDS = (0.0, 0.2, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 QUANTILES = (0.8, 0.9, 0.95)
@@ -70,7 +70,8 @@ def train_and_score(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) 
     build(backbone)
     pairs = training_pairs(rows[:TRAIN], per_prompt)
     begun = time.monotonic()
-    train_reward_model(
+    if not (folder / name / "config.json").is_file():
+        train_reward_model(
         builtin_folder(backbone), folder / name, pairs, epochs=epochs, learning_rate=rate, batch_size=batch,
         max_length=MAX_LENGTH, seed=SEED, precision=precision, on_step=None, checkpoint_dir=folder / f"{name}-checkpoints",
         save_steps=10**6,
@@ -148,7 +149,7 @@ def pairwise_accuracy(scores: np.ndarray, marks: np.ndarray) -> float:
 def main() -> int:
     """Train both, pair, print the table, write the result."""
     parser = harness.arguments(__doc__, repeats=1)
-    parser.add_argument("--keep", type=Path, help="folder for the trained models (default: a temporary one)")
+    parser.add_argument("--keep", type=Path, help="keep the trained models in this folder, or use those that are there")
     args = parser.parse_args()
     data = harness.test_data()
     if data is None:

@@ -112,6 +112,9 @@ def run_arm(arm: str, folder: Path, count: int, batch_sizes: dict[str, int]) -> 
     elif kind == "vllm":
         from reward.pooling import PoolingClassifier
 
+        cores = sorted(os.sched_getaffinity(0))
+        if int(os.environ["OMP_NUM_THREADS"]) < len(cores):  # vLLM binds a thread to every core unless told
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores[-int(os.environ["OMP_NUM_THREADS"]) :]))
         model = PoolingClassifier.load(folder, precision=precision, max_length=MAX_LENGTH)
     else:
         model = Plain(folder, precision, batch_sizes[precision])
@@ -204,7 +207,10 @@ def main(args: argparse.Namespace) -> int:
               f"peak {memory[arm]['median']:.2f} GiB")  # fmt: skip
     bars = bars_of({arm: values["median"] for arm, values in speed.items()})
     rows = [{k: v for k, v in run.items() if k != "scores"} for runs in [*swept.values(), *found.values()] for run in runs]
-    harness.write_result("scoring", rows, speed=speed, memory=memory, ratio={bar[0]: bar[1] for bar in bars})
+    harness.write_result(
+        "scoring", rows, speed=speed, memory=memory, ratio={bar[0]: bar[1] for bar in bars},
+        threads=int(os.environ["OMP_NUM_THREADS"]), load=os.getloadavg(),
+    )  # fmt: skip
     return 0 if all([harness.bar(*bar) for bar in bars]) else 1
 
 

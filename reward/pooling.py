@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.core.errors import UserError
+from align.core.errors import StepError, UserError
 from align.engines.vllm_engine import ENVIRONMENT, WHOLE_PREFILL_TOKENS
 from reward.classifier import PRECISIONS
 from reward.encoded_groups import GroupScores, Item, encode_groups
@@ -17,6 +17,10 @@ from reward.interface import Group
 DTYPES = dict(zip(PRECISIONS, ("float32", "bfloat16"), strict=True))
 # Sequences handed to vLLM in one call: enough to keep it busy, few enough that scores come back every minute or so.
 WINDOW = 256
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class PoolingClassifier:
@@ -70,7 +74,7 @@ class PoolingClassifier:
         try:
             llm = vllm.LLM(str(folder), trust_remote_code=False, **options)
         except Exception as error:  # vLLM raises types of its own
-            raise UserError(f"{folder}: vLLM cannot serve it as a classifier ({str(error).splitlines()[0]})") from None
+            raise UserError(f"{folder}: vLLM cannot serve it as a classifier ({_first_line(error)})") from None
         return cls(llm, encoder, folder)
 
     def score(self, groups: Sequence[Group]) -> Iterator[tuple[int, list[float]]]:
@@ -80,6 +84,7 @@ class PoolingClassifier:
 
         Raises:
             UserError: vLLM answers with something else than one number per sequence.
+            StepError: vLLM fails.
         """
         items = encode_groups(self.encoder, groups)
         gathered = GroupScores(groups, items)
@@ -98,7 +103,12 @@ class PoolingClassifier:
         if not items:
             return
         prompts = [{"prompt_token_ids": list(sequence)} for item in items for sequence in item.sequences]
-        outputs = iter(self._llm.encode(prompts, pooling_task="classify", use_tqdm=False))
+        try:
+            outputs = iter(self._llm.encode(prompts, pooling_task="classify", use_tqdm=False))
+        except Exception as error:  # vLLM's kernels raise types of their own, and some only when they first run
+            raise StepError(
+                f"{self._folder}: vLLM fails to score ({_first_line(error)}); use backend transformers"
+            ) from error
         for item in items:
             yield from gathered.add(item, [self._scalar(next(outputs)) for _ in item.sequences])
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from align.builtin_models import build, is_built
+
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed")]
 
 # In a child process: vLLM binds threads and keeps memory for as long as its process lives.
@@ -29,14 +31,18 @@ print("SCORES " + json.dumps([scores, again]))
 """
 
 
-@pytest.mark.parametrize("name, precision", [("tiny_llama", "fp32"), ("tiny_llama", "bf16"), ("tiny_bert", "fp32")])
-def test_vllm_scores_as_transformers(name: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name, precision", [("tiny-llama", "fp32"), ("tiny-llama", "bf16"), ("all-minilm-l6-v2", "fp32")]
+)  # vLLM on a CPU has no attention for the tiny BERT's head size of 16
+def test_vllm_scores_as_transformers(name: str, precision: str, tmp_path: Path) -> None:
     from reward.classifier import Classifier
     from reward.encoder import Encoder
     from reward.golden import golden_scores, write_golden
     from reward.train import _fresh_model
 
-    source: Path = request.getfixturevalue(name)
+    if name == "all-minilm-l6-v2" and not is_built(name):
+        pytest.skip(f"{name} is not built: run `make setup`")
+    source = build(name)
     encoder = Encoder.load(source, max_length=256)
     _fresh_model(source, encoder.pad_id, seed=1).save_pretrained(tmp_path)
     encoder.tokenizer.save_pretrained(tmp_path)

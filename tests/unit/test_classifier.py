@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from align.core.errors import UserError
+from align.core.errors import StepError, UserError
 from align.packing.layout import SharedRow, common_prefix, shared_rows
 from reward import classifier, golden
 from reward.classifier import Classifier, score_head
@@ -457,3 +457,12 @@ def test_pooled_scores_go_to_their_responses(llama: Classifier, monkeypatch: pyt
 def test_a_vector_is_no_score(llama: Classifier) -> None:
     with pytest.raises(UserError, match="answers with 8 numbers where a reward model has one"):
         by_place(PoolingClassifier(FakeVllm(8), llama.encoder, Path("m")), GROUPS)
+
+
+def test_a_failure_of_vllm_is_told_in_one_line(llama: Classifier) -> None:
+    class Broken:
+        def encode(self, *args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("no kernel\nfor this")
+
+    with pytest.raises(StepError, match=r"m: vLLM fails to score \(no kernel\); use backend transformers"):
+        by_place(PoolingClassifier(Broken(), llama.encoder, Path("m")), GROUPS)

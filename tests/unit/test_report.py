@@ -118,7 +118,7 @@ def test_numbers_of_manifests_appear(page: str, run_dir: Path) -> None:
         one = json.loads(found.read_text())
         assert re.search(rf"{re.escape(one['step'])} [\d.]+ s ?{one['asked']:,} ?{one['rows']:,}", text), one["step"]
     pair = manifest(run_dir, "stage1/pair")
-    assert f"{pair['rows']} of {pair['asked']} prompts" in text
+    assert f"{pair['rows']} of {pair['asked']} asked" in text
     assert f"P(chosen is longer) {100 * pair['metrics']['chosen_longer_share']:.0f} %" in text
     table = manifest(run_dir, "eval/result")["metrics"]["table"]
     for row in table:
