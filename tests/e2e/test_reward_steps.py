@@ -127,15 +127,22 @@ def test_scores_made_elsewhere_are_joined_by_id(run: Path, tmp_path: Path) -> No
     assert missing.returncode == 2 and "Traceback" not in missing.stderr
 
 
-def test_judge_rules_and_ensemble_score(run: Path) -> None:
-    rules = "{kind: rules, weights: {language: 1, repetition: 1}}"
-    members = f"[{{kind: judge, model: base, scale: 3}}, {rules}]"
-    sets = ("--set", f"{VALIDATOR}{{kind: ensemble, combine: min, members: {members}, length_calibration: true}}")
+def test_an_ensemble_scores_and_its_length_trend_is_taken_off(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "long.py"
+    own.write_text("def score(prompt, responses):\n    return [len(text) / 10 for text in responses]\n")
+    members = f"[{{kind: function, path: {own}}}, {{kind: rules, weights: {{language: 1, repetition: 1}}}}]"
+    sets = ("--set", f"{VALIDATOR}{{kind: ensemble, combine: mean, members: {members}, length_calibration: true}}")
     result = align("score", "--stage", "1", *sets, run_dir=run)
     assert result.returncode == 0, result.stderr
-    manifest = Artifact(run / "stage1/score/validator").manifest
-    assert "length_slope" in manifest.metrics
+    assert Artifact(run / "stage1/score/validator").manifest.metrics["length_slope"] > 0
     assert len(scores(run)) == len(scores(run, "selector"))
+
+
+def test_a_judge_that_gives_no_marks_is_refused(run: Path) -> None:
+    # Random weights write no digits; real models are asked in test_reward_judge and by hand.
+    result = align("score", "--stage", "1", "--set", f"{VALIDATOR}{{kind: judge, scale: 3}}", run_dir=run)
+    assert result.returncode == 2
+    assert "no score that is a number" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_two_reward_models_of_the_same_weights_are_refused(run: Path, tmp_path: Path) -> None:
