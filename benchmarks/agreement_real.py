@@ -33,12 +33,12 @@ from benchmarks import harness
 from reward.interface import Group
 from reward.preference_file import reward_pair
 
-TRAIN, SEED, MAX_LENGTH = 240, 17, 512
+TRAIN, SEED, MAX_LENGTH = 240, 17, 384
 TARGET = 0.06
 # Pairs per prompt, epochs, learning rate, pairs per step, precision.
 MODELS: Mapping[str, tuple[str, int, int, float, int, str]] = {
-    "decoder": ("smollm2-135m-instruct", 3, 1, 3e-5, 8, "bf16"),
-    "encoder": ("all-minilm-l6-v2", 6, 1, 1e-4, 16, "fp32"),
+    "decoder": ("smollm2-135m-instruct", 2, 1, 3e-5, 8, "bf16"),
+    "encoder": ("all-minilm-l6-v2", 4, 1, 1e-4, 16, "fp32"),
 }
 THRESHOLDS = (0.0, 0.2, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 QUANTILES = (0.8, 0.9, 0.95)
@@ -70,12 +70,17 @@ def train_and_score(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) 
     build(backbone)
     pairs = training_pairs(rows[:TRAIN], per_prompt)
     begun = time.monotonic()
+
+    def on_step(step: int, steps: int, loss: float) -> None:
+        if step % 10 == 0 or step == steps:
+            print(f"  {name}: step {step} of {steps}, loss {loss:.3f}, {time.monotonic() - begun:.0f} s", flush=True)
+
     if not (folder / name / "config.json").is_file():
         train_reward_model(
-        builtin_folder(backbone), folder / name, pairs, epochs=epochs, learning_rate=rate, batch_size=batch,
-        max_length=MAX_LENGTH, seed=SEED, precision=precision, on_step=None, checkpoint_dir=folder / f"{name}-checkpoints",
-        save_steps=10**6,
-    )  # fmt: skip
+            builtin_folder(backbone), folder / name, pairs, epochs=epochs, learning_rate=rate, batch_size=batch,
+            max_length=MAX_LENGTH, seed=SEED, precision=precision, on_step=on_step,
+            checkpoint_dir=folder / f"{name}-checkpoints", save_steps=10**6,
+        )  # fmt: skip
     trained = time.monotonic()
     model = Classifier.load(folder / name, precision=precision, max_length=MAX_LENGTH)
     test = rows[TRAIN:]

@@ -129,7 +129,7 @@ def run_arm(arm: str, folder: Path, count: int, batch_sizes: dict[str, int]) -> 
 
 
 def sweep(folder: Path, precision: str) -> dict[str, Any]:
-    """Seconds per response of transformers by batch size, on as few responses as fill a batch (at least 8), while it helps."""
+    """Seconds per response of transformers by batch size, on the fewest responses that fill a batch, while it helps."""
     model = Plain(folder, precision, 8)
     groups = make_groups(folder, max(BATCH_SIZES) // RESPONSES)
     list(model.score(groups[:1]))

@@ -42,8 +42,8 @@ def test_proxy_run_agrees_with_the_golden_file(proxy_run: Path) -> None:
         ),
         (
             "reward/pairs.py",
-            "    chosen, rejected = candidates[winner], candidates[loser]\n",
-            "    chosen, rejected = candidates[loser], candidates[winner]\n",
+            '(("chosen", slots.chosen[kept]), ("rejected", slots.rejected[kept]))',
+            '(("chosen", slots.rejected[kept]), ("rejected", slots.chosen[kept]))',
             "pair --stage 1, dpo --stage 1",
             "stage1.train",
         ),
