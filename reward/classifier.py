@@ -178,7 +178,7 @@ class Classifier:
         )
         sight: dict[str, Any] = {"trees": row.trees}
         if attention == FLEX_ATTENTION:
-            sight = {"attention_mask": block_mask(row)}  # type: ignore[arg-type]  # it reads ids and trees alone
+            sight = {"attention_mask": block_mask(row)}
         with self._attending(attention), torch.no_grad():
             hidden = self.model.base_model(
                 input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, **sight

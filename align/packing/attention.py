@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from align.packing.layout import PackedBatch, Tree
+from align.packing.layout import PackedBatch, SharedRow, Tree
 
 TREE_ATTENTION = "align_trees"
 FLEX_ATTENTION = "flex_attention"
@@ -120,7 +120,7 @@ def sees(batch: PackedBatch) -> Tensor:
     return same & (index[:, None] >= index[None, :]) & ((branch_T == 0)[None, :] | (branch_T[:, None] == branch_T[None, :]))
 
 
-def _labels(batch: PackedBatch) -> tuple[Tensor, Tensor]:
+def _labels(batch: PackedBatch | SharedRow) -> tuple[Tensor, Tensor]:
     """Example and branch (0 is the prefix) of each token of a shared row; the filling is an example of its own."""
     assert batch.trees is not None
     lengths = [length for tree in batch.trees for length in (tree.prefix, *tree.branches)]
@@ -134,7 +134,7 @@ def _labels(batch: PackedBatch) -> tuple[Tensor, Tensor]:
     return tree_T.to(device), branch_T.to(device)
 
 
-def block_mask(batch: PackedBatch) -> Any:
+def block_mask(batch: PackedBatch | SharedRow) -> Any:
     """The FlexAttention block mask of a shared row whose length is a multiple of FLEX_BLOCK.
 
     Built block row by block row: `create_block_mask` would first make the dense (T, T) matrix, gigabytes at 32k tokens.

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from align.core.artifact import Artifact
+from align.core.language import detect
 from align.core.rows import Instruction, Preference, Response, Score, SftExample
 from tests.regression.compare import ENVIRONMENT, ROOT
 
@@ -69,7 +70,7 @@ def test_data_is_certified_and_licences_travel(proxy_run: Path) -> None:
     for step, folder in (("evolve", "evolve"), ("sft.data", "sft/data"), ("stage1.pair", "stage1/pair")):
         certificate = json.loads((proxy_run / folder / "decontamination.json").read_text())
         assert certificate["rows"] - certificate["contaminated"] == found[step]["rows"]
-        assert certificate["benchmarks"][0]["name"] == "house_exam" and certificate["characters"] > 1000
+        assert certificate["benchmarks"][0]["name"] == "house_exam" and certificate["characters"] > 500
         assert "decontamination.json" in found[step]["files"]  # type: ignore[operator]
     rows = Artifact(proxy_run / "sft/data").rows(SftExample)
     assert {row.license for row in rows} == {"CC0-1.0"} and {row.pii for row in rows} == {""}
@@ -149,7 +150,7 @@ def test_preference_set_opens_in_datasets_and_trains_in_trl_unchanged(proxy_run:
 
 
 def test_pairs_are_best_and_worst_by_both(proxy_run: Path) -> None:
-    """yw is above yl under both models, and no response of its prompt scores outside of them under the selector."""
+    """yw is above yl under both models; in stage 1 no compared response of its prompt scores outside of them."""
     for stage in (1, 2):
         scores: dict[str, dict[str, float]] = {}
         for role in ("selector", "validator"):
@@ -159,12 +160,19 @@ def test_pairs_are_best_and_worst_by_both(proxy_run: Path) -> None:
         pairs = Artifact(proxy_run / f"stage{stage}/pair").rows(Preference)
         assert pairs
         for pair in pairs:
-            finished = [r for r in responses if r.prompt_id == pair.prompt_id and r.finish_reason == "stop" and r.text]
-            values = [scores["selector"][r.id] for r in finished]
-            assert pair.selector_chosen == max(values)
-            assert pair.selector_rejected == min(values)
-            assert scores["validator"][pair.chosen_id] > scores["validator"][pair.rejected_id]
+            for role in ("selector", "validator"):
+                assert scores[role][pair.chosen_id] > scores[role][pair.rejected_id]
             assert pair.chosen_token_ids != pair.rejected_token_ids
+            if stage == 2:  # two pairs a prompt, and yl near mean - 2 sd
+                continue
+            compared = [
+                r
+                for r in responses
+                if r.prompt_id == pair.prompt_id and r.finish_reason == "stop" and r.text
+                and detect(r.text) in (pair.lang, "other")
+            ]  # fmt: skip
+            values = [scores["selector"][r.id] for r in compared]
+            assert (pair.selector_chosen, pair.selector_rejected) == (max(values), min(values))
 
 
 def kill_when(run_dir: Path, ready: Callable[[], bool]) -> str:
@@ -210,7 +218,7 @@ def test_kill_9_in_sampling_scoring_and_training_changes_nothing(proxy_run: Path
     keys = [json.loads(line)[0] for line in lines[:-1]]
     assert len(set(keys)) == len(keys), "and is not asked again"
 
-    scores = run_dir / "stage1/score/selector/_work/scores.jsonl"
+    scores = run_dir / "stage1/score/selector/_work/scores-00000.jsonl"
     kill_when(run_dir, lambda: lines_in(scores) >= 1)
 
     final = align("run", run_dir=run_dir)

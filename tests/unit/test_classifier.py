@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from align.core.errors import StepError, UserError
 from align.packing.layout import SharedRow, common_prefix, shared_rows
+from benchmarks import scoring
 from reward import classifier, golden
 from reward.classifier import Classifier, score_head
 from reward.encoded_groups import Item, encode_groups
@@ -426,6 +427,22 @@ def test_the_fast_path_is_checked_against_the_plain_one(
     monkeypatch.setattr(llama, "_score_shared", lambda groups: [scores[::-1] for scores in real(groups)])
     with pytest.raises(UserError, match="golden-"):
         check_fast_path(llama, precision="fp32", folder=folders["Llama"])
+
+
+# The benchmark's gate
+
+
+def test_the_benchmark_sees_swapped_responses_and_compares_with_the_best() -> None:
+    oracle = [[0.0, 1.0, 1.05], [0.5, 0.2, 0.9]]
+    assert scoring.disagreement(oracle, oracle, "fp32") == (0.0, 0)
+    near = [[0.0, 1.06, 1.0], *oracle[1:]]  # closer than bf16 rounding
+    assert scoring.disagreement(near, oracle, "bf16") == (pytest.approx(0.06), 0)
+    assert scoring.disagreement(near, oracle, "fp32")[1] == 1
+    assert scoring.disagreement([oracle[0], [0.5, 0.95, 0.9]], oracle, "bf16") == (pytest.approx(0.75), 2)
+    speed = {"ours_bf16": 6.0, "ours_fp32": 3.0, "transformers_bf16": 2.0, "transformers_fp32": 1.5}
+    values = {name: value for name, value, _, _ in scoring.bars_of(speed)}
+    assert values["scoring"] == 3.0 and values["scoring_fp32"] == 2.0 and math.isnan(values["scoring_vllm"])
+    assert scoring.bars_of({**speed, "vllm_bf16": 4.0})[2][1] == 1.5
 
 
 # vLLM, without vLLM
