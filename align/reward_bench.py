@@ -17,6 +17,7 @@ from align.core.errors import StepError, UserError
 from align.core.progress import Progress
 from align.core.rows import Reject, RewardPair
 from reward.classifier import Classifier
+from reward.golden import check_golden, read_golden
 from reward.held_out import REWARD_BENCH_SECTIONS, ScoredPair, accuracy, by, count_tokens, held_out_metrics
 from reward.interface import Group, RewardModel
 from reward.preference_file import pairs_from_file
@@ -66,9 +67,7 @@ def reward_bench(
     pairs, rejects = pairs_from_file(path)
     if not pairs:
         raise UserError(f"{path}: no usable pair ({_reasons(rejects)})")
-    ready: RewardModel = (
-        Classifier.load(model, precision=precision, max_length=max_length) if isinstance(model, Path) else model
-    )
+    ready = _checked(model, precision, max_length) if isinstance(model, Path) else model
     tokenizer = getattr(getattr(ready, "encoder", None), "tokenizer", None)
     scored = score_pairs(ready, pairs[:limit], length=len if tokenizer is None else lambda t: count_tokens(tokenizer, t))
     given = (str(model), precision, max_length) if isinstance(model, Path) else (type(model).__name__, None, None)
@@ -87,6 +86,13 @@ def reward_bench(
         json_path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         say(f"wrote {json_path}")
     return found
+
+
+def _checked(folder: Path, precision: str, max_length: int) -> RewardModel:
+    """A classifier that has passed its golden pairs."""
+    model = Classifier.load(folder, precision=precision, max_length=max_length)
+    check_golden(model, read_golden(folder, precision), precision=precision, folder=folder)
+    return model
 
 
 def score_pairs(model: RewardModel, pairs: Sequence[RewardPair], *, length: Callable[[str], int]) -> list[ScoredPair]:
@@ -152,6 +158,7 @@ def _line(name: str, numbers: dict[str, Any]) -> str:
     low_high, same = numbers["accuracy_interval"], numbers["accuracy_length_matched"]
     interval = "" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}"
     matched = "" if same is None else f"{same:.3f} of {numbers['pairs_length_matched']}"
+    name = "".join(char if char.isprintable() else "?" for char in name)  # it is the file's, and this is a terminal
     return (
         f"{name:24} {numbers['pairs']:6d} {numbers['accuracy']:8.3f} {interval:>15} {matched:>19} "
         f"{numbers['longer_is_chosen']:16.3f}"

@@ -120,7 +120,8 @@ def _in_other_language(samples: _Samples, finished: Bools) -> Bools:
     not_english = syllables > 0.21 * pc.utf8_length(texts).to_numpy()
     not_korean = pc.invert(pc.match_substring_regex(texts, r"\p{Hangul}")).to_numpy()
     fine = np.where(expected == "en", not_korean, (expected == "ko") & not_english)
-    asked = np.flatnonzero(finished & ~fine)
+    # Nothing can be said where the expected language is neither.
+    asked = np.flatnonzero(finished & ~fine & np.isin(expected, ("en", "ko")))
     wrong = np.zeros(len(texts), bool)
     for row, text in zip(asked.tolist(), texts.take(pa.array(asked)).to_pylist(), strict=True):
         wrong[row] = detect(text) not in (expected[row], "other")

@@ -209,14 +209,18 @@ def _run(
     return trainer.state
 
 
-def _save(model: Any, encoder: Encoder, output: Path) -> None:
-    """Weights, tokenizer with template, and the golden scores in fp32 that every later use is compared with."""
+def _save(model: Any, encoder: Encoder, output: Path, precision: str) -> None:
+    """Weights, tokenizer with template, and the golden scores that every later use is compared with.
+
+    In fp32, and in `precision` too where that is another.
+    """
     output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(output))
     encoder.tokenizer.save_pretrained(str(output))
     # Read back, since accelerate has wrapped the forward pass of the trained model in autocast.
-    exact = Classifier.load(output, precision="fp32", max_length=encoder.max_length)
-    write_golden(output, golden_scores(exact), precision="fp32")
+    for kept in dict.fromkeys(("fp32", precision)):
+        loaded = Classifier.load(output, precision=kept, max_length=encoder.max_length)
+        write_golden(output, golden_scores(loaded), precision=kept)
 
 
 def _scored(model: Classifier, test: Sequence[_EncodedPair]) -> list[ScoredPair]:
@@ -311,7 +315,7 @@ def train_reward_model(
             f"the reward model's loss is not finite ({losses[-1] if losses else 'no step'}); lower learning_rate"
         )
     last = losses[-10:]
-    _save(model, encoder, output)
+    _save(model, encoder, output, precision)
     saved = Classifier.load(output, precision=precision, max_length=max_length)
     return {
         "pairs_train": len(train),

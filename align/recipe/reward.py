@@ -163,7 +163,10 @@ class RewardModelsSpec(Strict):
 
     @model_validator(mode="after")
     def _two(self) -> RewardModelsSpec:
-        made_of = [getattr(spec, "path", None) or getattr(spec, "train", None) for spec in (self.selector, self.validator)]
+        made_of = [
+            (spec.path or spec.train) if isinstance(spec, ClassifierSpec) else None
+            for spec in (self.selector, self.validator)
+        ]
         if self.selector == self.validator or (made_of[0] is not None and made_of[0] == made_of[1]):
             raise ValueError("the validator is the selector once more, and a model always agrees with itself")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,13 @@ def answers_judge(recipe: Recipe) -> ClassifierSpec:
 
 def collected_names(stage: StageSpec) -> list[str]:
     """A name for each file of collected pairs, none twice."""
-    stems = [Path(one.path).name.split(".")[0] for one in stage.pair.collected]
-    return [stem if stems.count(stem) == 1 else f"{stem}-{i}" for i, stem in enumerate(stems)]
+    names: list[str] = []
+    for one in stage.pair.collected:
+        stem = Path(one.path).name.split(".")[0]
+        # "sampled" is the name of the stage's own pairs.
+        taken = {"sampled", *names}
+        names.append(next(name for k in count() if (name := f"{stem}-{k}" if k else stem) not in taken))
+    return names
 
 
 def judge_needs(recipe: Recipe, role: str) -> JudgeNeeds:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.core.artifact import write_json
 from align.core.errors import UserError
 from align.core.hashing import content_id
 from align.core.journal import Journal
@@ -32,6 +35,7 @@ from align.steps.judges import answers_judge, leaves
 from data_gen.prompts import Prompts
 from reward.interface import Group, RewardModel, score_groups
 
+log = logging.getLogger(__name__)
 JournalOf = Callable[[str], Journal]
 
 
@@ -60,7 +64,7 @@ def _open_classifier(folder: Path, spec: ClassifierSpec) -> RewardModel:
         from reward.classifier import Classifier
 
         model = Classifier.load(folder, precision=spec.precision, max_length=spec.max_length, layout=spec.layout)
-    check_golden(model, read_golden(folder), precision=spec.precision, folder=folder)
+    check_golden(model, read_golden(folder, spec.precision), precision=spec.precision, folder=folder)
     return model
 
 
@@ -210,15 +214,19 @@ def _score(
     written = sum(pq.ParquetFile(path).metadata.num_rows for path in ctx.out.folder.glob("data/*.parquet"))
     with Progress(f"score {role}", total, "responses", done=written) as bar:
         if calibrate:
-            values: list[float] = []
-            tokens: list[int] = []
-            of_prompt: list[str] = []
-            for _, groups, scores in groups_by_shard(bar):
-                found = _columns(groups, scores)
-                values.extend(found[0])
-                tokens.extend(found[1])
-                of_prompt.extend(found[2])
-            slope = within_prompt_slope(values, tokens, of_prompt)
+            # Kept, since a resumed run sees only the shards that are left.
+            known = ctx.out.work / "length_slope.json"
+            if not known.is_file():
+                values: list[float] = []
+                tokens: list[int] = []
+                of_prompt: list[str] = []
+                for _, groups, scores in groups_by_shard(bar):
+                    found = _columns(groups, scores)
+                    values.extend(found[0])
+                    tokens.extend(found[1])
+                    of_prompt.extend(found[2])
+                write_json(known, within_prompt_slope(values, tokens, of_prompt))
+            slope = json.loads(known.read_text("utf-8"))
         for index, groups, scores in groups_by_shard(None if calibrate else bar):
             if slope:
                 flat = remove_length(*_columns(groups, scores), slope)
@@ -252,8 +260,13 @@ def _refuse_constant(ctx: Context, role: str) -> None:
         if len(found) > 1:
             return
     if count > 1:
+        # A check may apply to no held-out prompt; by then everything is trained, and the table shows what there is.
         what = f"the score {found.pop():g}" if found else "no score that is a number"
-        raise UserError(
+        message = (
             f"{ctx.step.name}: the {role} gives all {count} responses {what}; it cannot rank them. Check its head and its "
             "chat template, or train it longer"
         )
+        if ctx.step.name.startswith("eval."):
+            log.warning("%s", message)
+        else:
+            raise UserError(message)

@@ -130,7 +130,7 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
     best = recipe.answers.best_by
     if best != "first":
         judge = base if best == "judge" else (Path(str(recipe.answers.reward_model)),)
-        reward = dump(answers_judge(recipe), "layout")
+        reward = dump(answers_judge(recipe), "path", "train", "layout")
         yield Step(
             name="respond.score", verb="respond", folder="respond_score", row_type=Score, models=judge,
             inputs=("evolve", "respond"), config={"best_by": best, **(written if best == "judge" else reward)},
