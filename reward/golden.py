@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A file for each precision: in bf16 a backbone is another function. On SmolLM2-135M after a few steps scores moved by 1.4 and
-# changed order, in transformers itself, while two ways of computing in bf16 differ by 0.06.
+# A file for each precision: in bf16 a backbone is another function. On SmolLM2-135M after a few steps scores moved by 1.4
+# and changed order, in transformers itself, while two ways of computing in bf16 differ by 0.06.
 FILE = "golden.json"
 FILES = {"fp32": FILE, "bf16": "golden-bf16.json"}
 # Largest change of a score by rounding, as a share of the distance between the highest and the lowest expected score, and
@@ -112,7 +112,7 @@ def write_golden(folder: Path, scores: list[list[float]], *, precision: str) -> 
 
 
 def read_golden(folder: Path, precision: str = "fp32") -> Golden | None:
-    """What `write_golden` kept for this precision; None, and a line in the log, where there is nothing or it is of other texts.
+    """What `write_golden` kept for this precision; None, and a line in the log, where it is nothing or of other texts.
 
     Raises:
         UserError: the file is not what `write_golden` writes.
@@ -184,17 +184,17 @@ def _compare(found: list[float], expected: Golden, precision: str, folder: Path)
     spread = max(wanted[i] for i in known) - min(wanted[i] for i in known)
     noise = max(NOISE[coarser] * spread, LEAST_NOISE[coarser])
     cause = "the likely cause is another chat template, tokenizer or weights than in training, or the backend"
-    names = _names()
+    names, file = _names(), FILES[expected.precision]
     for i, j in combinations(known, 2):
         if abs(wanted[i] - wanted[j]) > noise and (found[i] - found[j]) * (wanted[i] - wanted[j]) <= 0:
             raise UserError(
-                f"{folder}: scores {names[i]} {found[i]:.4g} and {names[j]} {found[j]:.4g}, in {FILES[expected.precision]} they are "
+                f"{folder}: scores {names[i]} {found[i]:.4g} and {names[j]} {found[j]:.4g}, in {file} they are "
                 f"{wanted[i]:.4g} and {wanted[j]:.4g}; {cause}"
             )
     worst = max(known, key=lambda i: abs(found[i] - wanted[i]))
     if coarser == "fp32" and abs(found[worst] - wanted[worst]) > noise:
         raise UserError(
-            f"{folder}: scores {names[worst]} {found[worst]:.6g}, in {FILES[expected.precision]} it is {wanted[worst]:.6g} (fp32 differs by at "
+            f"{folder}: scores {names[worst]} {found[worst]:.6g}, in {file} it is {wanted[worst]:.6g} (fp32 differs by at "
             f"most {noise:.2g}); {cause}"
         )
 
