@@ -143,6 +143,11 @@ class EnsembleSpec(_RewardSpec):
             raise ValueError(f"{len(self.scales)} scales for {len(self.members)} members")
         if any(member.length_calibration for member in self.members):
             raise ValueError("length_calibration goes with the ensemble, not with a member")
+        # Members are asked in turn, and memory holds one engine.
+        engines = {member.model for member in self.members if isinstance(member, JudgeSpec)}
+        pooling = sum(isinstance(member, ClassifierSpec) and member.backend == "vllm" for member in self.members)
+        if len(engines) + pooling > 1:
+            raise ValueError("members: at most one may need an engine of its own (a judge's model, or backend: vllm)")
         return self
 
 

@@ -474,3 +474,15 @@ def test_passages_answer_only_what_a_passage_can() -> None:
             Path(__file__).parents[2] / "recipes/proxy.yaml",
             ["answers.writer={en: model, ko: document}", "instructions.task_types=[question, translate]"],
         )
+
+
+def test_an_ensemble_holds_one_engine() -> None:
+    from pydantic import ValidationError
+
+    from align.recipe.reward import EnsembleSpec
+
+    judge = {"kind": "judge", "model": "base"}
+    EnsembleSpec(kind="ensemble", members=(judge, {**judge, "scale": 9}))  # type: ignore[arg-type]
+    for other in ({"kind": "judge", "model": "big"}, {"kind": "classifier", "path": "x", "backend": "vllm"}):
+        with pytest.raises(ValidationError, match="at most one may need an engine"):
+            EnsembleSpec(kind="ensemble", members=(judge, other))  # type: ignore[arg-type]
