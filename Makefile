@@ -43,7 +43,7 @@ endif
 demo: $(READY) ## run the whole job on the embedded small model: data, M0, pairs, M1, M2, report (about 15 minutes)
 	$(BIN)/align run --recipe $(DEMO_RECIPE)
 
-test: $(READY) ## run all tests but the long ones (about 12 minutes)
+test: $(READY) ## run all tests but the long ones (about 20 minutes)
 	$(BIN)/python -m pytest
 
 test-all: $(READY) ## run the long tests too: memory estimates, 20 steps against TRL
