@@ -305,8 +305,9 @@ def _outcomes_by(agreements: pa.Table, column: str) -> dict[str, dict[str, Any]]
 
 def _of_agreement(agreements: pa.Table, rule: Rule) -> dict[str, Any]:
     """The measure over all compared pairs, kept or not, beside what unrelated models without ties would show."""
-    # A margin above 0 says that the selector chose a pair.
-    sampled = pc.and_(pc.equal(agreements["source"], "sampled"), pc.greater(agreements["selector_margin"], 0))
+    # A margin above 0 says that the selector chose a pair. Further pairs of a prompt lie closer in rank by construction.
+    first = pc.and_(pc.equal(agreements["source"], "sampled"), pc.equal(agreements["slot"], 0))
+    sampled = pc.and_(first, pc.greater(agreements["selector_margin"], 0))
     table = agreements.select([rule.measure, "outcome", "num_compared"]).filter(sampled)
     values = table[rule.measure].to_numpy()
     defined = np.isfinite(values)

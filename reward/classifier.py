@@ -55,25 +55,38 @@ def keep_head_exact(model: Any) -> None:
     head.forward = forward
 
 
-def _load_weights(folder: Path, precision: str) -> Any:
+def load_classifier(folder: Path, dtype: torch.dtype, failure: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """An `AutoModelForSequenceClassification` from safetensors alone, and what transformers reports of the loading.
+
+    Args:
+        folder: the model's.
+        dtype: of its weights.
+        failure: what the folder then is, for the message.
+        options: of `from_pretrained`.
+
+    Raises:
+        UserError: transformers cannot load it.
+    """
     import transformers
     from transformers import AutoModelForSequenceClassification
 
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # its report on loading is a table; what it says is checked here
+    transformers.logging.set_verbosity_error()  # its own report is a table of what callers check or mean
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            str(folder),
-            dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            output_loading_info=True, **options,
+        )  # fmt: skip
     except Exception as error:
-        raise UserError(f"{folder}: no reward model that transformers can load ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{folder}: {failure} that transformers can load ({str(error).splitlines()[0]})") from None
     finally:
         transformers.logging.set_verbosity(verbosity)
+    return model, info
+
+
+def _load_weights(folder: Path, precision: str) -> Any:
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    model, info = load_classifier(folder, dtype, "no reward model")
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder}: no trained reward model, the weights lack {', '.join(missing)}")
     if model.config.num_labels != 1:

@@ -193,8 +193,10 @@ class _Slots:
         self.ids = [*samples.responses["id"].to_pylist(), ""]  # the last for -1
 
 
-def _held_out(prompt_id: str, rules: PairRules, run_seed: int) -> bool:
-    return rules.held_out > 0 and unit_interval(run_seed, "pair-held-out", prompt_id) < rules.held_out
+def _held_out(prompt: Instruction, rules: PairRules, run_seed: int) -> bool:
+    """By the prompt's content, so that sampled and collected pairs of one prompt are on one side."""
+    key = content_id("prompt", prompt.messages)
+    return rules.held_out > 0 and unit_interval(run_seed, "pair-held-out", key) < rules.held_out
 
 
 def _preferences(slots: _Slots, rules: PairRules, run_seed: int, source: str) -> list[Preference]:
@@ -223,7 +225,7 @@ def _preferences(slots: _Slots, rules: PairRules, run_seed: int, source: str) ->
         "weight": (gap if rules.use == "weight" else np.ones(len(kept))).tolist(),
         "flip_rate": ((1 - gap) / 2 if rules.use == "flip_rate" else np.zeros(len(kept))).tolist(),
         "source": [source] * len(kept),
-        "split": ["test" if _held_out(prompt.id, rules, run_seed) else "train" for prompt in prompts],
+        "split": ["test" if _held_out(prompt, rules, run_seed) else "train" for prompt in prompts],
         "topic_id": [prompt.topic_id for prompt in prompts],
         "lang": [prompt.lang for prompt in prompts],
     }

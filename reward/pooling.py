@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.errors import StepError, UserError
-from align.engines.vllm_engine import ENVIRONMENT, WHOLE_PREFILL_TOKENS
+from align.engines.vllm_engine import ENVIRONMENT, WHOLE_PREFILL_TOKENS, stop
 from reward.classifier import PRECISIONS
 from reward.encoded_groups import GroupScores, Item, encode_groups
 from reward.encoder import Encoder
@@ -125,8 +125,5 @@ class PoolingClassifier:
         """Stop vLLM and give back its memory. The model scores nothing afterwards."""
         if self._llm is None:
             return
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        self._llm.llm_engine.engine_core.shutdown()
+        stop(self._llm)
         self._llm = None
-        cleanup_dist_env_and_memory()

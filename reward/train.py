@@ -24,7 +24,7 @@ from align.core.errors import StepError, UserError
 from align.core.hashing import derive_seed
 from align.core.pacing import SaveByClock
 from align.core.rows import Message, RewardPair
-from reward.classifier import PRECISIONS, Classifier, keep_head_exact, score_head
+from reward.classifier import PRECISIONS, Classifier, keep_head_exact, load_classifier, score_head
 from reward.encoder import Encoder
 from reward.golden import golden_scores, write_golden
 from reward.held_out import ScoredPair, count_tokens, held_out_metrics
@@ -62,24 +62,10 @@ def _fresh_model(backbone: Path, pad_id: int, seed: int) -> Any:
     """The backbone with a new score head, in fp32."""
     import torch
     import transformers
-    from transformers import AutoModelForSequenceClassification
 
     transformers.set_seed(seed)  # some backbones lack more than the head (a pooler, say)
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # the load report would name the new head as a problem
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            str(backbone),
-            num_labels=1,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except Exception as error:
-        raise UserError(f"{backbone}: no backbone that transformers can load ({str(error).splitlines()[0]})") from None
-    finally:
-        transformers.logging.set_verbosity(verbosity)
+    # The load report would name the new head as a problem.
+    model, _ = load_classifier(backbone, torch.float32, "no backbone", num_labels=1)
     head = score_head(model)
     draw = torch.Generator().manual_seed(seed)
     torch.nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1), generator=draw)

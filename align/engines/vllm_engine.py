@@ -36,6 +36,14 @@ def _cpu_options(max_model_len: int) -> dict[str, Any]:
     }
 
 
+def stop(llm: Any) -> None:
+    """End a `vllm.LLM` in this process and give back its memory."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+
+
 class VllmEngine:
     """vLLM behind the engine protocol.
 
@@ -133,11 +141,8 @@ class VllmEngine:
         """Stop the engine and give back its memory. The engine answers nothing afterwards."""
         if self._llm is None:
             return
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        self._llm.llm_engine.engine_core.shutdown()
+        stop(self._llm)
         self._llm = None
-        cleanup_dist_env_and_memory()
 
 
 def _num_drawn(request: Request) -> int:

@@ -153,7 +153,6 @@ class EnsembleSpec(_RewardSpec):
 
 _Ensemble = Annotated[EnsembleSpec, Tag("ensemble")]
 LeafSpec = ClassifierSpec | JudgeSpec | RulesSpec | ColumnSpec | FunctionSpec
-AnyRewardSpec = LeafSpec | EnsembleSpec
 RewardModelSpec = Annotated[
     _Classifier | _Judge | _Rules | _Column | _Function | _Ensemble, Discriminator(_kind)
 ]  # fmt: skip
@@ -215,7 +214,7 @@ class CollectedSpec(Strict):
 # The findings of `reward.audit` that can fail a run; a test holds the two together.
 AUDIT_FINDINGS = (
     "length_only_selector", "length_only_validator", "constant_selector", "constant_validator", "validator_echoes_selector",
-    "not_a_function_of_text", "chosen_longer", "few_kept", "agreement_is_chance",
+    "chosen_longer", "few_kept", "agreement_is_chance",
 )  # fmt: skip
 
 
@@ -295,6 +294,11 @@ class PairSpec(Strict):
                 raise ValueError(f"{name} goes with select: {wanted}")
         if (self.select == "shortest_correct") != (self.correct_score is not None):
             raise ValueError("correct_score goes with select: shortest_correct, which needs it")
+        if self.select == "best_second" and self.agreement == "gap" and self.use == "drop":
+            raise ValueError(
+                "select: best_second chooses neighbours in rank, whose gap is small however much the models agree; use "
+                "agreement: sign, kendall or spearman"
+            )
         if self.agreement != "overlap" and self.changed("top_k"):
             raise ValueError("top_k goes with agreement: overlap")
         if self.max_margin is not None and self.max_margin < self.min_margin:

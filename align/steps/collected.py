@@ -28,13 +28,14 @@ def run_collected(ctx: Context) -> None:
     """The pairs of the stage's files that its model can read; `subset` becomes the file's name."""
     stage = ctx.recipe.stages[ctx.step.stage - 1]
     chat = Chat.load(ctx.process.model_folder(stage.init))
+    examined = {content_id("prompt", row.messages) for row in ctx.stream("evolve", Instruction) if row.split == "heldout"}
     kept: dict[str, RewardPair] = {}
     rejects: list[Reject] = []
     for name, spec in zip(collected_names(stage), stage.pair.collected, strict=True):
         pairs, faults = pairs_from_file(Path(spec.path))
         rejects += faults
         for pair in pairs:
-            reason = "duplicate_pair" if pair.id in kept else ""
+            reason = "duplicate_pair" if pair.id in kept else "evaluation_prompt" if pair.prompt_id in examined else ""
             try:
                 _responses(pair, chat)
             except ChatError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from align.core.artifact import SHARD_SIZE, read_rows, write_json
 from align.core.errors import UserError
-from align.core.hashing import unit_interval
 from align.core.rows import Agreement, Preference, Reject, Response, Score, arrow_schema, to_table
 from align.recipe.schema import StageSpec
 from align.steps.by_prompt import ByPrompt, shard_count, shards_by_prompt
@@ -108,13 +107,7 @@ def _collected(
         )  # fmt: skip
         # Of the whole set, in which the other files have their shares too.
         built = take_share(sampled, built, spec.share / (rest + spec.share), ctx.seed)
-        # One prompt may have pairs of several raters; all of them are on one side of the split.
-        prompt_of = {item.prompt.id: item.pair.prompt_id for item in items}
-        pairs += [
-            replace(row, split="test" if unit_interval(ctx.seed, "pair-held-out", prompt_of[row.prompt_id]) < rules.held_out
-                    else "train")
-            for row in built.pairs
-        ]  # fmt: skip
+        pairs += built.pairs
         rejects += built.rejects
         tables.append(built.agreements)
     return Built(pairs, rejects, pa.concat_tables(tables))

@@ -216,7 +216,8 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
         made, outside = _uses(recipe, stage.init)
         collected = (f"stage{k}.collected",)
         yield Step(
-            name=collected[0], verb="sample", stage=k, folder=f"stage{k}/collected", row_type=RewardPair, inputs=made,
+            name=collected[0], verb="sample", stage=k, folder=f"stage{k}/collected", row_type=RewardPair,
+            inputs=("evolve", *made),
             models=outside, files=tuple(Path(one.path) for one in stage.pair.collected),
             config={"names": collected_names(stage)}, about="read the pairs that were collected elsewhere",
         )  # fmt: skip
@@ -232,7 +233,7 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
         name=f"stage{k}.pair", verb="pair", stage=k, folder=f"stage{k}/pair", row_type=Preference,
         inputs=("evolve", *samples, *collected, *(f"stage{k}.score.{role}" for role in REWARD_ROLES)),
         config={
-            **dump(stage.pair, "collected"), **_search(recipe), "seed": recipe.seed,
+            **dump(stage.pair, "collected", "audit"), **_search(recipe), "seed": recipe.seed,
             "init": stage.init, "shares": [one.share for one in stage.pair.collected],
         }, files=benchmark_files(recipe),
         about="yw and yl by the selector, where the validator agrees",

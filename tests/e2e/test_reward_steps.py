@@ -51,13 +51,17 @@ def test_every_prompt_keeps_its_numbers_kept_or_not(proxy_run: Path) -> None:
 
 
 def test_the_gate_fails_the_step_and_leaves_the_page(run: Path) -> None:
-    result = align("pair", "--stage", "1", "--set", STAGE1 + "audit={gate: fail, limits: {few_kept: 1.0}}", run_dir=run)
+    anew = ("--set", STAGE1 + "min_margin=1.0e-9")  # the gate itself makes no pairs anew
+    strict = ("--set", STAGE1 + "audit={gate: fail, limits: {few_kept: 1.0}}")
+    assert align("pair", "--stage", "1", *strict, run_dir=run).stdout.startswith("nothing to do")
+    result = align("pair", "--stage", "1", *anew, *strict, run_dir=run)
     assert result.returncode == 2
     assert "few_kept" in result.stderr and "audit.html" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (run / "stage1/pair/manifest.json").exists()
     assert "<svg" in (run / "stage1/pair/audit.html").read_text("utf-8")
-    again = align("pair", "--stage", "1", "--set", STAGE1 + "audit={gate: warn, limits: {few_kept: 1.0}}", run_dir=run)
+    warned = ("--set", STAGE1 + "audit={gate: warn, limits: {few_kept: 1.0}}")
+    again = align("pair", "--stage", "1", *anew, *warned, run_dir=run)
     assert again.returncode == 0, again.stderr
     assert json.loads((run / "stage1/pair/audit.json").read_text())["findings"]
 

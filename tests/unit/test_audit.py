@@ -136,7 +136,9 @@ def test_a_judge_that_leans_on_length_is_a_warning() -> None:
 def test_a_constant_judge_is_named() -> None:
     found = world(noisy(1), lambda q, t: np.ones(len(q)))
     assert [f.name for f in findings(found)] == ["nothing_kept", "constant_validator"], "no list of lost subjects as well"
-    found = world(lambda q, t: np.full(len(q), 1.0 if q[0] > -0.1 else q), noisy(1))
+    half = world(lambda q, t: np.full(len(q), 1.0 if q[0] > -0.1 else q), noisy(1))
+    assert "constant_selector" in names(half, "warn"), "a verifiable reward may be unanimous on easy prompts"
+    found = world(lambda q, t: np.full(len(q), 1.0 if q[0] > -2 else q), noisy(1))
     assert "constant_selector" in names(found)
 
 
@@ -208,7 +210,7 @@ def test_a_score_that_is_no_function_of_the_text_is_named() -> None:
     other = points([(q[[0, 1, 2, 0]], q[[0, 1, 2, 0]] + [0, 0, 0, 0.1], [3, 4, 5, 3], texts) for q in quality])
     found = audit([a_pair()], None, other, refuses=is_refusal)
     assert found["responses"]["repeated_texts"] == {"texts": 40, "selector": 0, "validator": 40}
-    assert "not_a_function_of_text" in names(found)
+    assert "not_a_function_of_text" in names(found, "warn")
     jitter = points([(q[[0, 1, 2, 0]], q[[0, 1, 2, 0]] + [0, 0, 0, 1e-5], [3, 4, 5, 3], texts) for q in quality])
     assert response_numbers(jitter, grouped(jitter), [""] * 40)["repeated_texts"]["validator"] == 0
     # The same text under another prompt may have another score.
@@ -522,7 +524,7 @@ def real(
         kept = first[best] > first[worst] and second[best] > second[worst] and measures[rule.measure] >= rule.threshold
         rows.append({
             "prompt_id": f"p{i}", "outcome": "kept" if kept else "validator_disagrees", "source": "sampled", "topic_id": "",
-            "lang": "en", "num_compared": len(answers), "selector_margin": first[best] - first[worst], **measures,
+            "lang": "en", "slot": 0, "num_compared": len(answers), "selector_margin": first[best] - first[worst], **measures,
         })  # fmt: skip
         if kept:
             pairs.append(

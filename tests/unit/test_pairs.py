@@ -340,7 +340,7 @@ def test_soft_use_keeps_what_the_threshold_would_drop() -> None:
 
 
 def test_held_out_prompts_are_a_stable_share() -> None:
-    prompts = [prompt(f"q{i}") for i in range(2000)]
+    prompts = [replace(prompt(f"q{i}"), messages=[{"role": "user", "content": f"Question {i}?"}]) for i in range(2000)]
     responses = [response(i, p.id) for p in prompts for i in range(4)]
     values = [float(r.sample_index) for r in responses]
     first, second = scored(responses, "a", values), scored(responses, "b", values)
@@ -348,7 +348,8 @@ def test_held_out_prompts_are_a_stable_share() -> None:
     built = build(prompts, responses, first, second, rules)
     split = {p.prompt_id: p.split for p in built.pairs}
     assert all(p.split == split[p.prompt_id] for p in built.pairs) and len(built.pairs) == 4000
-    assert split == {p.id: "test" if unit_interval(SEED, "pair-held-out", p.id) < 0.1 else "train" for p in prompts}
+    share = {p.id: unit_interval(SEED, "pair-held-out", content_id("prompt", p.messages)) for p in prompts}
+    assert split == {key: "test" if value < 0.1 else "train" for key, value in share.items()}
     assert 150 < list(split.values()).count("test") < 250
     alone = build(prompts[:5], responses[:20], first[:20], second[:20], rules)
     assert all(p.split == split[p.prompt_id] for p in alone.pairs)
