@@ -19,14 +19,13 @@ from align.report.artifacts import ROLES, at, read_recipe
 from align.report.audit import write_audit_page
 from align.report.headline import percent
 from data_gen.eliminators import is_refusal
-from reward.audit import Finding, Pair, audit, findings, pair_of
+from reward.audit import AGREEMENT_COLUMNS, Finding, Pair, audit, findings, pair_of
 from reward.audit_tables import Points, Rule, points_of, text_hashes
 from reward.preference_file import pairs_from_file
 
 Say = Callable[[str], None]
 LISTED = 8  # topics that the table names; all are in the JSON
 POINT_COLUMNS = ["id", "prompt_id", "model", "num_tokens"]
-AGREEMENT_COLUMNS = ["prompt_id", "outcome", "source", "topic_id", "lang", "num_compared", "selector_margin"]
 
 
 def audit_command(path: Path, say: Say, json_out: Path | None = None, page: Path | None = None) -> list[Finding]:

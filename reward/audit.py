@@ -26,9 +26,13 @@ from reward.agreement_null import null_pmf
 from reward.audit_findings import FAILING, LIMITS, Finding, findings
 from reward.audit_tables import LARGEST, ROLES, Points, Rule, grouped, kept_by_chance, plain, response_numbers
 
-__all__ = ["FAILING", "LIMITS", "Finding", "Pair", "audit", "findings", "histogram", "pair_of", "wilson"]
+__all__ = [
+    "AGREEMENT_COLUMNS", "FAILING", "LIMITS", "Finding", "Pair", "audit", "findings", "histogram", "pair_of", "wilson",
+]  # fmt: skip
 
 SIDES = ("chosen", "rejected")
+# What `audit` reads of the agreements, beside the column of the rule's measure.
+AGREEMENT_COLUMNS = ["prompt_id", "slot", "outcome", "source", "topic_id", "lang", "num_compared", "selector_margin"]
 OPENING_WORDS = 5
 OPENING_CHARS = 400  # of a text, in which its first words are looked for
 TOP_OPENINGS = 5
@@ -103,7 +107,7 @@ def audit(
 
     Args:
         pairs: the kept ones, read once, so that they may come from a file as they are needed.
-        agreements: columns of `Agreement` rows, one row for each prompt and slot, kept or not.
+        agreements: AGREEMENT_COLUMNS and the rule's measure, one row for each prompt and slot, kept or not.
         points: every scored response.
         refuses: (text, language) -> whether it declines the request.
         rule: what the agreement had to satisfy; needed with `agreements`.
