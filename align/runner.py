@@ -103,16 +103,26 @@ def _next_group(plan: list[Planned], wanted: Sequence[str] | None) -> list[Plann
     standing = {p.step.name for p in plan if p.done}
     todo = [p for p in plan if not p.done and (wanted is None or p.step.name in wanted)]
     group: list[Planned] = []
+    waiting: list[tuple[Step, Path]] = []
     for planned in todo:
         step = planned.step
         ready = all(name in standing or name in {g.step.name for g in group} for name in step.inputs)
-        if not group:
+        waits = [file for file in step.awaited if not file.is_file()]
+        if ready and waits:
+            waiting.append((step, waits[0]))
+        elif not group:
             if ready:
                 group = [planned]
                 if not step.process:
                     break
         elif ready and step.process == group[0].step.process:
             group.append(planned)
+    if waiting and not group:
+        step, file = waiting[0]
+        samples = ", ".join(name for name in step.inputs if ".sample." in name)
+        raise UserError(
+            f"{step.name} needs {file}: score the responses of {samples}, which are there, and run the same command again"
+        )
     if todo and not group:
         step = todo[0].step
         lacking = [p.step for p in plan if p.step.name in step.inputs and not p.done]

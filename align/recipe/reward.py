@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -95,12 +96,22 @@ class RulesSpec(_RewardSpec):
         return self
 
 
+STEP = "{step}"
+
+
 class ColumnSpec(_RewardSpec):
     """Scores that were made elsewhere, by response id."""
 
     kind: Literal["column"]
-    path: str = Field(description="JSON Lines with response_id and the score.")
+    path: str = Field(
+        description="JSON Lines with response_id and the score; {step} in it stands for stage1, stage2, ... or eval, and "
+        "that file may be made once the step's responses are there."
+    )
     column: str = "score"
+
+    def file(self, step: str) -> Path:
+        """The file of a step."""
+        return Path(self.path.replace(STEP, step))
 
 
 class FunctionSpec(_RewardSpec):

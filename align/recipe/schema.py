@@ -35,7 +35,7 @@ from align.recipe.data import (
     SplitSpec,
     TaxonomySpec,
 )
-from align.recipe.reward import JudgeSpec, PairSpec, RewardDataSpec, RewardModelsSpec
+from align.recipe.reward import ClassifierSpec, JudgeSpec, PairSpec, RewardDataSpec, RewardModelsSpec
 from align.recipe.training import (
     NEEDS_REFERENCE,
     DpoNormSpec,
@@ -159,6 +159,8 @@ class Recipe(Strict):
         for where, spec in self.reward_models.leaves():
             if isinstance(spec, JudgeSpec):
                 _known(spec.model, list(self.models), f"reward_models.{where}.model")
+            if isinstance(spec, ClassifierSpec) and spec.train and spec.train.margin and self.reward_data.path is None:
+                raise ValueError(f"reward_models.{where}.train.margin: margins are a column of a file, reward_data.path")
         for k, stage in enumerate(self.stages):
             known = [*self.models, *trained[: k + 1]]
             _known(stage.init, known, f"stages.{k}.init")

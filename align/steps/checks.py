@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 from align.core.errors import UserError
 from align.core.hashing import FileHashes
-from align.recipe.reward import ClassifierSpec
+from align.recipe.reward import ClassifierSpec, FunctionSpec
 from align.recipe.schema import Recipe
 from data_gen.knowledge import NONE
 from data_gen.taxonomy import load_taxonomy
+from reward.agreement_null import null_quantile
 
 
 def check_taxonomy(recipe: Recipe) -> None:
@@ -28,13 +31,43 @@ def check_taxonomy(recipe: Recipe) -> None:
         raise UserError(f"instructions.topic_weights: the taxonomy has no topic, field or domain {unknown[0]}")
 
 
+def _check_outputs(folder: Path) -> None:
+    """What `reward.classifier.load_classifier` will say, before hours of sampling; transformers' default is two labels."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return  # the plan says that there is no model
+    if (outputs := len(config.get("id2label", "ab"))) != 1:
+        raise UserError(f"{folder}: {outputs} outputs; a reward model has one (num_labels 1)")
+
+
+def _check_thresholds(recipe: Recipe) -> None:
+    for k, stage in enumerate(recipe.stages):
+        pair, most = stage.pair, stage.sample.n * len(stage.sample.models)
+        level = pair.null_quantile
+        if level is not None and math.isnan(null_quantile(pair.agreement, most, level, pair.top_k)):
+            raise UserError(
+                f"stages.{k}.pair.null_quantile: {level:g} cannot be reached with {most} responses to a prompt, since "
+                f"unrelated models show full {pair.agreement} more often; sample more or lower it"
+            )
+
+
 def check_judges(recipe: Recipe, hashes: FileHashes) -> None:
     """Raises:
-    UserError: a selector and a validator have the same weights, whatever their folders are called.
+    UserError: a selector and a validator have the same weights, whatever their folders are called; a classifier has
+        several outputs; a function's file is no Python; no prompt can reach a null quantile.
     """
+    _check_thresholds(recipe)
     weights: dict[str, str] = {}
     for name, spec in recipe.reward_models.leaves():
+        if isinstance(spec, FunctionSpec) and Path(spec.path).is_file():
+            try:
+                compile(Path(spec.path).read_bytes(), spec.path, "exec", dont_inherit=True)
+            except (SyntaxError, ValueError) as error:
+                raise UserError(f"{spec.path}: {error} (reward_models.{name})") from None
         folder = Path(spec.path) if isinstance(spec, ClassifierSpec) and spec.path else None
+        if folder:
+            _check_outputs(folder)
         files = sorted(folder.glob("*.safetensors")) if folder else []
         if not files:
             continue

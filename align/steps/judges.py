@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.hashing import derive_seed
-from align.recipe.reward import ClassifierSpec, ColumnSpec, FunctionSpec, JudgeSpec, LeafSpec, RulesSpec
+from align.recipe.reward import STEP, ClassifierSpec, ColumnSpec, FunctionSpec, JudgeSpec, LeafSpec, RulesSpec
 from align.recipe.schema import Recipe, StageSpec
 from align.steps.outside import dump, engine_config, load_prompts, model_path
 
@@ -22,6 +22,7 @@ class JudgeNeeds:
     inputs: tuple[str, ...]
     models: tuple[Path, ...]
     files: tuple[Path, ...]
+    awaited: tuple[Path, ...]
     config: dict[str, Any]
     process: str
 
@@ -59,14 +60,15 @@ def collected_names(stage: StageSpec) -> list[str]:
     return names
 
 
-def judge_needs(recipe: Recipe, role: str) -> JudgeNeeds:
-    """What scoring with a role's reward model needs.
+def judge_needs(recipe: Recipe, role: str, step: str) -> JudgeNeeds:
+    """What scoring with a role's reward model needs in stage1, stage2, ... or eval.
 
     One process holds one engine or one vLLM pooling model; classifiers under transformers share the process "judge".
     """
     inputs: list[str] = []
     models: list[Path] = []
     files: list[Path] = []
+    awaited: list[Path] = []
     parts: list[dict[str, Any]] = []
     process = "judge"
     for name, spec in leaves(recipe, role):
@@ -83,7 +85,9 @@ def judge_needs(recipe: Recipe, role: str) -> JudgeNeeds:
             models.append(model_path(recipe.models[spec.model]))
             config |= {"engine": engine_config(recipe), "templates": load_prompts(recipe).fingerprint()}
             process = f"engine:{spec.model}"
-        elif isinstance(spec, ColumnSpec | FunctionSpec):
+        elif isinstance(spec, ColumnSpec):
+            (awaited if STEP in spec.path else files).append(spec.file(step))
+        elif isinstance(spec, FunctionSpec):
             files.append(Path(spec.path))
         elif isinstance(spec, RulesSpec) and spec.references:
             files.append(Path(spec.references))
@@ -91,5 +95,6 @@ def judge_needs(recipe: Recipe, role: str) -> JudgeNeeds:
     whole = getattr(recipe.reward_models, role)
     config = {**dump(whole, "members"), "members": parts} if len(parts) > 1 else parts[0]
     return JudgeNeeds(
-        inputs=tuple(inputs), models=tuple(models), files=tuple(files), config=config, process=process,
+        inputs=tuple(inputs), models=tuple(models), files=tuple(files), awaited=tuple(awaited), config=config,
+        process=process,
     )  # fmt: skip

@@ -68,7 +68,9 @@ def _open_classifier(folder: Path, spec: ClassifierSpec) -> RewardModel:
     return model
 
 
-def _open_leaf(process: Process, prompts: Prompts, name: str, spec: LeafSpec, journal_of: JournalOf | None) -> RewardModel:
+def _open_leaf(
+    process: Process, prompts: Prompts, name: str, spec: LeafSpec, journal_of: JournalOf | None, step: str
+) -> RewardModel:
     from reward.length import LengthPenalty
 
     model: RewardModel
@@ -88,7 +90,7 @@ def _open_leaf(process: Process, prompts: Prompts, name: str, spec: LeafSpec, jo
     elif isinstance(spec, ColumnSpec):
         from reward.column import Column
 
-        model = Column(Path(spec.path), spec.column)
+        model = Column(spec.file(step), spec.column)
     else:
         from reward.function import load_function
 
@@ -96,7 +98,9 @@ def _open_leaf(process: Process, prompts: Prompts, name: str, spec: LeafSpec, jo
     return LengthPenalty(model, spec.length_penalty) if spec.length_penalty else model
 
 
-def open_judge(process: Process, prompts: Prompts, role: str, journal_of: JournalOf | None = None) -> RewardModel:
+def open_judge(
+    process: Process, prompts: Prompts, role: str, journal_of: JournalOf | None = None, step: str = ""
+) -> RewardModel:
     """The reward model of a role, ready to score.
 
     Args:
@@ -104,9 +108,10 @@ def open_judge(process: Process, prompts: Prompts, role: str, journal_of: Journa
         prompts: of generative judges.
         role: selector or validator.
         journal_of: opens a journal by name, where calls to generative judges are kept.
+        step: stage1, stage2, ... or eval, where a recipe may have a file of scores for each.
     """
     spec = getattr(process.recipe.reward_models, role)
-    opened = [_open_leaf(process, prompts, name, leaf, journal_of) for name, leaf in leaves(process.recipe, role)]
+    opened = [_open_leaf(process, prompts, name, leaf, journal_of, step) for name, leaf in leaves(process.recipe, role)]
     if not isinstance(spec, EnsembleSpec):
         return opened[0]
     from reward.ensemble import Ensemble
@@ -157,9 +162,10 @@ def run_score(ctx: Context) -> None:
     collected = collected_rows(ctx) if f"stage{ctx.step.stage}.collected" in ctx.step.inputs else []
     spec = getattr(ctx.recipe.reward_models, role)
     samples = [name for name in ctx.step.inputs if ".sample." in name]
+    model = open_judge(ctx.process, ctx.templates, role, ctx.out.journal, step=ctx.step.name.split(".")[0])
     _score(
-        ctx, role, open_judge(ctx.process, ctx.templates, role, ctx.out.journal), prompts, samples,
-        [(item.prompt, item.responses) for item in collected], references_of(ctx, role), spec.length_calibration,
+        ctx, role, model, prompts, samples, [(item.prompt, item.responses) for item in collected],
+        references_of(ctx, role), spec.length_calibration,
     )  # fmt: skip
 
 

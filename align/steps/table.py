@@ -49,6 +49,7 @@ class Step:
         config: what of the recipe decides its result.
         models: model folders outside the run that decide its result.
         files: other outside files that do.
+        awaited: outside files that are made from the results of earlier steps, and may not be there yet.
         row_type: of its artifact.
         process: steps with the same key share one process (and its open engine); empty means light work in the parent.
         about: one line for the plan.
@@ -64,6 +65,7 @@ class Step:
     config: dict[str, Any] = field(default_factory=dict)
     models: tuple[Path, ...] = ()
     files: tuple[Path, ...] = ()
+    awaited: tuple[Path, ...] = ()
     process: str = ""
 
 
@@ -222,11 +224,11 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
             config={"names": collected_names(stage)}, about="read the pairs that were collected elsewhere",
         )  # fmt: skip
     for role in REWARD_ROLES:
-        needs = judge_needs(recipe, role)
+        needs = judge_needs(recipe, role, f"stage{k}")
         yield Step(
             name=f"stage{k}.score.{role}", verb="score", stage=k, folder=f"stage{k}/score/{role}", row_type=Score,
             inputs=("evolve", *samples, *collected, *needs.inputs), models=needs.models, files=needs.files,
-            config={**needs.config, "prompts": stage.sample.max_prompts}, process=needs.process,
+            awaited=needs.awaited, config={**needs.config, "prompts": stage.sample.max_prompts}, process=needs.process,
             about=f"score responses with the {role}",
         )  # fmt: skip
     yield Step(
@@ -261,11 +263,11 @@ def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
             about=f"{model} answers the held-out prompts",
         )  # fmt: skip
     for role in REWARD_ROLES:
-        needs = judge_needs(recipe, role)
+        needs = judge_needs(recipe, role, "eval")
         yield Step(
             name=f"eval.score.{role}", verb="eval", folder=f"eval/score/{role}", row_type=Score, process=needs.process,
             inputs=("evolve", *samples, *needs.inputs), models=needs.models, files=needs.files,
-            config={**needs.config, "prompts": spec.max_prompts}, about=f"the {role} judges them",
+            awaited=needs.awaited, config={**needs.config, "prompts": spec.max_prompts}, about=f"the {role} judges them",
         )  # fmt: skip
     # KL is to M0 and to the model that each was trained from, evaluated or not.
     made, outside = _uses(recipe, *spec.models, SFT_MODEL, *(s.init for s in recipe.stages if s.name in spec.models))
@@ -292,7 +294,7 @@ def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A step with its fingerprint (None while an outside model is not built) and whether its result stands."""
+    """A step with its fingerprint (None while an outside model or file is not made) and whether its result stands."""
 
     step: Step
     fingerprint: str | None
@@ -338,8 +340,10 @@ def plan_steps(steps: list[Step], run_dir: Path, hashes: FileHashes) -> list[Pla
 
 
 def _outside(step: Step, hashes: FileHashes) -> list[str] | None:
-    """Content hashes of what a step reads from outside the run; None where a built-in model waits to be built."""
+    """Content hashes of what a step reads from outside the run; None where a model or file of them is still to be made."""
     values = []
+    if not all(file.is_file() for file in step.awaited):
+        return None
     for folder in step.models:
         if not (folder / "config.json").is_file():
             if folder.parent == builtin_folder("tiny-llama").parent:
@@ -350,7 +354,7 @@ def _outside(step: Step, hashes: FileHashes) -> list[str] | None:
         if not any((folder / name).is_file() for name in TOKENIZER_FILES):
             raise UserError(f"{folder}: no tokenizer there (none of {', '.join(TOKENIZER_FILES)})")
         values.append(hashes.model(folder))
-    for file in step.files:
+    for file in (*step.files, *step.awaited):
         if not file.is_file():
             raise UserError(f"{file}: no such file")
         values.append(hashes.sha256(file))

@@ -131,6 +131,20 @@ def test_scores_made_elsewhere_are_joined_by_id(run: Path, tmp_path: Path) -> No
     assert missing.returncode == 2 and "Traceback" not in missing.stderr
 
 
+def test_scores_made_elsewhere_have_a_file_for_each_step_that_may_come_later(run: Path, tmp_path: Path) -> None:
+    sets = ("--set", f"{VALIDATOR}{{kind: column, path: '{tmp_path}/{{step}}.jsonl'}}")
+    waiting = align("score", "--stage", "1", *sets, run_dir=run)
+    assert waiting.returncode == 2 and waiting.stderr.count("\n") == 1
+    assert f"stage1.score.validator needs {tmp_path}/stage1.jsonl: score the responses of stage1.sample.M0" in waiting.stderr
+    lines = [json.dumps({"response_id": key, "score": value}) for key, value in scores(run, "selector").items()]
+    (tmp_path / "stage1.jsonl").write_text("\n".join(lines))
+    assert align("dpo", "--stage", "1", *sets, run_dir=run).returncode == 2  # its pairs are not made yet
+    for verb in ("score", "pair", "dpo"):
+        assert align(verb, "--stage", "1", *sets, run_dir=run).returncode == 0
+    (tmp_path / "stage2.jsonl").write_text("{}")  # a file of another step makes nothing anew
+    assert align("dpo", "--stage", "1", *sets, run_dir=run).stdout.startswith("nothing to do")
+
+
 def test_an_ensemble_scores_and_its_length_trend_is_taken_off(run: Path, tmp_path: Path) -> None:
     own = tmp_path / "long.py"
     own.write_text("def score(prompt, responses):\n    return [len(text) / 10 for text in responses]\n")

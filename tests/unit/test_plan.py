@@ -141,6 +141,27 @@ def test_verbs_are_the_commands() -> None:
     assert seen == set(STEP_VERBS)
 
 
+def test_reward_models_that_cannot_work_are_refused_before_anything_runs(project: Project) -> None:
+    def refused(*overrides: str) -> str:
+        with pytest.raises(UserError) as caught:
+            Run(load_recipe(project.folder / "recipe.yaml", overrides), project.run_dir).plan()
+        return str(caught.value)
+
+    assert len(Run(load_recipe(project.folder / "recipe.yaml"), project.run_dir).plan()) > 20
+    out_of_reach = refused("stages.1.pair={agreement: kendall, null_quantile: 0.99999}")
+    assert out_of_reach.startswith("stages.1.pair.null_quantile: 0.99999 cannot be reached with 8 responses")
+    own = project.folder / "own.py"
+    own.write_text("def score(prompt, responses) return 1")
+    assert "own.py, line 1" in refused(f"reward_models.validator={{kind: function, path: {own}}}")
+    labels = {"id2label": {"0": "bad", "1": "good", "2": "fine"}}
+    (project.folder / "models/judge/config.json").write_text(json.dumps(labels))
+    assert refused().endswith("models/judge: 3 outputs; a reward model has one (num_labels 1)")
+    (project.folder / "models/judge/config.json").write_text("{}")
+    assert "2 outputs" in refused()
+    with pytest.raises(UserError, match=r"validator.train.margin: margins are a column of a file, reward_data.path"):
+        load_recipe(project.folder / "recipe.yaml", ["reward_models.validator.train.margin=true"])
+
+
 def test_a_copied_project_stands_where_it_is(project: Project) -> None:
     assert project.stale() == set()
     moved = project.folder.with_name("renamed")
