@@ -27,7 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.core.rows import Instruction, Preference, Reject, Response, Score, arrow_schema, to_table
+from align.core.artifact import PARQUET
+from align.core.rows import Instruction, Reject, Response, Score, arrow_schema, to_table
 from benchmarks import harness
 from reward.pairs import Built, PairRules, build_pairs
 
@@ -92,12 +93,12 @@ def tables(prompts: Sequence[Instruction], seed: int) -> tuple[pa.Table, pa.Tabl
 def write(folder: Path, number: int, built: Built) -> None:
     """The rows of a shard, as a step writes them."""
     for name, table in (
-        ("pairs", to_table(Preference, built.pairs)),
+        ("pairs", built.table),
         ("rejects", to_table(Reject, built.rejects)),
         ("agreements", built.agreements),
     ):
         path = folder / f"{name}-{number:05d}.parquet"
-        pq.write_table(table, path, compression="zstd")
+        pq.write_table(table, path, **PARQUET)
         path.unlink()  # a million prompts need not lie on the disk
 
 
@@ -114,7 +115,7 @@ def run_arm(folder: Path, prompts: int) -> None:
         write(folder, number, built)
         processor += time.process_time() - begun_processor
         building, writing = building + between - begun, writing + time.perf_counter() - between
-        outcomes.update(["kept"] * len(built.pairs), **Counter(reject.reason for reject in built.rejects))
+        outcomes.update(["kept"] * len(built.table), **Counter(reject.reason for reject in built.rejects))
     if outcomes.total() != prompts:
         raise SystemExit(f"{prompts} prompts became {outcomes.total()} rows")
     row: dict[str, Any] = {

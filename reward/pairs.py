@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from align.core.errors import StepError
 from align.core.hashing import content_id, short_hash, unit_interval
 from align.core.language import detect
-from align.core.rows import Agreement, Instruction, Preference, Reject, arrow_schema
+from align.core.rows import MESSAGES, Agreement, Instruction, Preference, Reject, arrow_schema
 from reward.agreement import MEASURES
 from reward.selection import CODES, OUTCOMES, Block, Bools, Floats, Ints, PairRules, Selection, check_given, select
 
@@ -33,12 +34,18 @@ _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True)
 class Built:
     """Pairs and rejects, together K for each prompt and in the prompts' order, and what the models say of each.
 
-    `agreements` has a row of `Agreement` for every slot, kept or not; its id is that of the pair or of the reject.
+    `table` has the rows of `Preference`; `agreements` has a row of `Agreement` for every slot, kept or not, whose id is that
+    of the pair or of the reject.
     """
 
-    pairs: list[Preference]
+    table: pa.Table
     rejects: list[Reject]
     agreements: pa.Table
+
+    @cached_property
+    def pairs(self) -> list[Preference]:
+        """The pairs one by one; making them takes as long as building the table."""
+        return [Preference(**row) for row in self.table.to_pylist()]
 
 
 @dataclass(frozen=True)
@@ -199,37 +206,52 @@ def _held_out(prompt: Instruction, rules: PairRules, run_seed: int) -> bool:
     return rules.held_out > 0 and unit_interval(run_seed, "pair-held-out", key) < rules.held_out
 
 
-def _preferences(slots: _Slots, rules: PairRules, run_seed: int, source: str) -> list[Preference]:
+def _answers(texts: pa.ChunkedArray) -> pa.Array:
+    """Each text as messages of one assistant turn."""
+    count, text = len(texts), texts.combine_chunks()
+    turns = pa.StructArray.from_arrays([pa.repeat("assistant", count), text], fields=list(MESSAGES.value_type))
+    return pa.ListArray.from_arrays(pa.array(range(count + 1), pa.int32()), turns, type=MESSAGES)
+
+
+def _preferences(slots: _Slots, rules: PairRules, run_seed: int, source: str) -> pa.Table:
+    """Rows of `Preference`; what is in the responses' columns goes from table to table and never becomes Python objects."""
     samples, kept = slots.samples, np.flatnonzero(slots.outcome == 0)
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, Any] = {}
     for side, rows in (("chosen", slots.chosen[kept]), ("rejected", slots.rejected[kept])):
         sampled = samples.responses.select(["id", "text", "token_ids", "model"]).take(pa.array(rows))
         columns |= {
-            f"{side}_id": sampled["id"].to_pylist(),
-            side: [[{"role": "assistant", "content": text}] for text in sampled["text"].to_pylist()],
-            f"{side}_token_ids": sampled["token_ids"].to_pylist(),
-            f"{side}_model": sampled["model"].to_pylist(),
-            f"selector_{side}": samples.selector[rows].tolist(),
-            f"validator_{side}": samples.validator[rows].tolist(),
+            f"{side}_id": sampled["id"],
+            side: _answers(sampled["text"]),
+            f"{side}_token_ids": sampled["token_ids"],
+            f"{side}_model": sampled["model"],
+            f"selector_{side}": samples.selector[rows],
+            f"validator_{side}": samples.validator[rows],
         }
     gap = slots.measures["gap"][kept]
     prompts = [samples.prompts[place] for place in slots.place[kept].tolist()]
-    sides = zip(prompts, columns["chosen_id"], columns["rejected_id"], strict=True)
+    sides = zip(prompts, columns["chosen_id"].to_pylist(), columns["rejected_id"].to_pylist(), strict=True)
     columns |= {
         "id": [content_id("preference", prompt.id, chosen, rejected) for prompt, chosen, rejected in sides],
         "prompt_id": [prompt.id for prompt in prompts],
         "prompt": [prompt.messages for prompt in prompts],
-        "agreement": slots.measures[rules.agreement][kept].tolist(),
-        "kendall_tau": slots.measures["kendall"][kept].tolist(),
-        "p_value": slots.measures["p_value"][kept].tolist(),
-        "weight": (gap if rules.use == "weight" else np.ones(len(kept))).tolist(),
-        "flip_rate": ((1 - gap) / 2 if rules.use == "flip_rate" else np.zeros(len(kept))).tolist(),
+        "agreement": slots.measures[rules.agreement][kept],
+        "kendall_tau": slots.measures["kendall"][kept],
+        "p_value": slots.measures["p_value"][kept],
+        "weight": gap if rules.use == "weight" else np.ones(len(kept)),
+        "flip_rate": (1 - gap) / 2 if rules.use == "flip_rate" else np.zeros(len(kept)),
         "source": [source] * len(kept),
         "split": ["test" if _held_out(prompt, rules, run_seed) else "train" for prompt in prompts],
         "topic_id": [prompt.topic_id for prompt in prompts],
         "lang": [prompt.lang for prompt in prompts],
     }
-    return [Preference(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+    return _table(Preference, columns)
+
+
+def _table(row_type: type, columns: Mapping[str, Any]) -> pa.Table:
+    """Rows of a type from its columns, in any order."""
+    schema = arrow_schema(row_type)
+    arrays = [c if isinstance(c := columns[f.name], pa.Array | pa.ChunkedArray) else pa.array(c, f.type) for f in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _plain(values: NDArray[Any]) -> list[float | str | None]:
@@ -267,7 +289,7 @@ def _built(slots: _Slots, rules: PairRules, run_seed: int, source: str) -> Built
     """The rows of all slots."""
     samples, block = slots.samples, slots.block
     pairs, rejects = _preferences(slots, rules, run_seed, source), _rejects(slots)
-    kept, dropped = (p.id for p in pairs), (r.id for r in rejects)
+    kept, dropped = iter(pairs["id"].to_pylist()), (r.id for r in rejects)
     owners = [samples.prompts[place] for place in slots.place.tolist()]
     with_none = (np.append(scores, math.nan) for scores in (samples.selector, samples.validator))
     with np.errstate(over="ignore"):  # finite scores may be further apart than a float can say
@@ -288,8 +310,7 @@ def _built(slots: _Slots, rules: PairRules, run_seed: int, source: str) -> Built
         "validator_margin": margins[1],
         **slots.measures,
     }
-    schema = arrow_schema(Agreement)
-    return Built(pairs, rejects, pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema))
+    return Built(pairs, rejects, _table(Agreement, columns))
 
 
 def build_pairs(
@@ -394,5 +415,5 @@ def take_share(num_sampled: int, collected: Built, share: float, run_seed: int) 
             }
             raw = _JSON.encode(numbers)
             rejects.append(Reject(id=pair.prompt_id, reason="beyond_share", raw=raw, topic_id=pair.topic_id))
-    pairs = [pair for pair in collected.pairs if pair.id not in beyond]
-    return Built(pairs, rejects, pa.Table.from_pylist(rows, schema=arrow_schema(Agreement)))
+    within = pc.invert(pc.is_in(collected.table["id"], value_set=pa.array(list(beyond), pa.string())))
+    return Built(collected.table.filter(within), rejects, pa.Table.from_pylist(rows, schema=arrow_schema(Agreement)))

@@ -38,6 +38,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 MANIFEST_VERSION = 1
 SHARD_SIZE = 512  # calls per shard: small enough to show progress on disk, large enough for good batches
+# Ids and texts hardly repeat: a dictionary of them costs time and space (40 % and 26 % on preference pairs).
+PARQUET: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -223,8 +225,14 @@ class StepFolder:
             if not (self.work / f"shard-{index:05d}.json").exists():
                 yield Shard(index, index * shard_size, min(num_items, (index + 1) * shard_size))
 
-    def write_shard(self, index: int, rows: Sequence[Any], rejects: Sequence[Reject], *, asked: int) -> None:
+    def write_shard(self, index: int, rows: Sequence[Any] | pa.Table, rejects: Sequence[Reject], *, asked: int) -> None:
         """Write one shard whole. `asked` is how many rows were attempted; every one must be kept or rejected.
+
+        Args:
+            index: the shard's.
+            rows: of the step's type, or a table of them.
+            rejects: the rest.
+            asked: see above.
 
         Raises:
             StepError: rows and rejects do not add up to `asked`, or an id appears twice.
@@ -233,11 +241,12 @@ class StepFolder:
             raise StepError(
                 f"{self.step}: shard {index}: {asked} asked, {len(rows)} kept and {len(rejects)} rejected do not add up"
             )
-        if twice := [i for i, n in Counter(row.id for row in rows).items() if n > 1]:
+        table = rows if isinstance(rows, pa.Table) else to_table(self.row_type, rows)
+        if twice := [i for i, n in Counter(table["id"].to_pylist()).items() if n > 1]:
             raise StepError(f"{self.step}: shard {index}: id {twice[0]} appears twice")
-        self._write_parquet(f"data/train-{index:05d}-of-{self._num_shards:05d}.parquet", self.row_type, rows)
+        self.write_table(f"data/train-{index:05d}-of-{self._num_shards:05d}.parquet", table)
         if rejects:
-            self._write_parquet(f"rejects/part-{index:05d}.parquet", Reject, rejects)
+            self.write_table(f"rejects/part-{index:05d}.parquet", to_table(Reject, rejects))
         write_json(
             self.work / f"shard-{index:05d}.json",
             {"asked": asked, "rows": len(rows), "rejects": dict(Counter(r.reason for r in rejects))},
@@ -249,16 +258,12 @@ class StepFolder:
         for shard in self.pending(1, 1):
             self.write_shard(shard.index, rows, rejects, asked=asked)
 
-    def _write_parquet(self, name: str, row_type: type, rows: Sequence[Any]) -> None:
-        self.write_table(name, to_table(row_type, rows))
-
     def write_table(self, name: str, table: pa.Table) -> None:
         """A Parquet file beside the rows, written whole; a shard's comes before the shard."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        # Ids and texts hardly repeat: a dictionary of them costs time and space (40 % and 26 % on preference pairs).
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
+        pq.write_table(table, temporary, **PARQUET)
         temporary.replace(path)
 
     def _save_seconds(self) -> None:

@@ -76,15 +76,18 @@ def run_pair(ctx: Context) -> None:
 
 def _write(ctx: Context, index: int, built: Built, *, asked: int) -> None:
     """A shard's pairs without test items, its rejects, and what the reward models said of each."""
-    rows, contaminated = ctx.clean_shard(
-        index, built.pairs, lambda row: [m["content"] for m in (*row.prompt, *row.chosen, *row.rejected)]
-    )
+    pairs, contaminated = built.table, list[Reject]()
+    if ctx.recipe.quality.decontaminate:
+        rows, contaminated = ctx.clean_shard(
+            index, built.pairs, lambda row: [m["content"] for m in (*row.prompt, *row.chosen, *row.rejected)]
+        )
+        pairs = to_table(Preference, rows) if contaminated else pairs
     found = {reject.id: reject.reason for reject in contaminated}
     table = built.agreements
     outcomes = [found.get(i, o) for i, o in zip(table["id"].to_pylist(), table["outcome"].to_pylist(), strict=True)]
     table = table.set_column(table.schema.get_field_index("outcome"), arrow_schema(Agreement).field("outcome"), [outcomes])
     ctx.out.write_table(f"{AGREEMENTS}/part-{index:05d}.parquet", table)
-    ctx.out.write_shard(index, rows, [*built.rejects, *contaminated], asked=asked)
+    ctx.out.write_shard(index, pairs, [*built.rejects, *contaminated], asked=asked)
 
 
 def _collected(
@@ -93,7 +96,7 @@ def _collected(
     """The collected pairs that both reward models confirm, each file's cut to its share of the whole set."""
     sampled = sum(1 for _ in read_rows(ctx.out.folder, Preference))
     rest = 1 - sum(one.share for one in stage.pair.collected)
-    pairs: list[Preference] = []
+    pairs: list[pa.Table] = []
     rejects: list[Reject] = []
     tables: list[pa.Table] = []
     for name, spec in zip(collected_names(stage), stage.pair.collected, strict=True):
@@ -107,10 +110,10 @@ def _collected(
         )  # fmt: skip
         # Of the whole set, in which the other files have their shares too.
         built = take_share(sampled, built, spec.share / (rest + spec.share), ctx.seed)
-        pairs += built.pairs
+        pairs.append(built.table)
         rejects += built.rejects
         tables.append(built.agreements)
-    return Built(pairs, rejects, pa.concat_tables(tables))
+    return Built(pa.concat_tables(pairs), rejects, pa.concat_tables(tables))
 
 
 def _nothing_kept(ctx: Context, prompts: int) -> None:
