@@ -125,10 +125,11 @@ def _in_other_language(samples: _Samples, finished: Bools) -> Bools:
     # First bytes of U+B000 to U+CFFF, which are Hangul syllables all. English has at most 20 % letters that are not Latin.
     syllables = sum(pc.count_substring(octets, first).to_numpy() for first in (b"\xeb", b"\xec"))
     not_english = syllables > 0.21 * pc.utf8_length(texts).to_numpy()
-    not_korean = pc.invert(pc.match_substring_regex(texts, r"\p{Hangul}")).to_numpy()
-    fine = np.where(expected == "en", not_korean, (expected == "ko") & not_english)
+    fine = np.where(expected == "en", pc.string_is_ascii(texts).to_numpy(), (expected == "ko") & not_english)
     # Nothing can be said where the expected language is neither.
     asked = np.flatnonzero(finished & ~fine & np.isin(expected, ("en", "ko")))
+    hangul = pc.match_substring_regex(texts.take(pa.array(asked)), r"\p{Hangul}").to_numpy()
+    asked = asked[hangul | (expected[asked] == "ko")]
     wrong = np.zeros(len(texts), bool)
     for row, text in zip(asked.tolist(), texts.take(pa.array(asked)).to_pylist(), strict=True):
         wrong[row] = detect(text) not in (expected[row], "other")
