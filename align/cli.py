@@ -77,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(verb, parents=[recipe], help=about, description=about)
         if verb in STAGE_VERBS:
             command.add_argument("--stage", type=int, required=True, metavar="K", help="1, 2, ...")
+        if verb == "eval":
+            command.add_argument("suite", nargs="?", help="a name under evaluation.suites (default: everything)")
+            command.add_argument(
+                "--models", nargs="+", default=[], metavar="MODEL", help="names or folders that the suite compares"
+            )
     induce = commands.add_parser("induce", parents=[recipe], help="propose a taxonomy from the recipe's documents")
     induce.add_argument("--out", type=Path, default=Path("taxonomy.yaml"), help="file to write (default: taxonomy.yaml)")
     induce.add_argument(
@@ -156,11 +161,27 @@ def _check(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
     from align.runner import execute
 
+    if args.command == "eval" and args.models:
+        from align.evaluating import model_overrides
+
+        if args.suite is None:
+            raise UserError("--models goes with a suite: align eval SUITE --models M0 M2")
+        args.set = [*args.set, *model_overrides(args.suite, args.models)]
     run = open_run(args)
     wanted = None if args.command == "run" else wanted_steps(run, args.command, getattr(args, "stage", 0))
+    if args.command == "eval" and args.suite is not None:
+        if args.suite not in (suites := run.recipe.evaluation.suites):
+            raise UserError(f"align eval {args.suite}: evaluation.suites has {', '.join(suites) or 'none'}")
+        own = f"eval.suite.{args.suite}"
+        wanted = [name for name in wanted or () if name == own or name.startswith(f"{own}.")]
     count = execute(run, wanted, lambda line: print(line, flush=True))
     if not count:
         print(f"nothing to do: everything asked for stands in {run.run_dir}")
+    if args.command == "eval":
+        from align.evaluating import print_tables
+
+        names = [args.suite] if args.suite else list(run.recipe.evaluation.suites)
+        print_tables(run.run_dir, names, print, models=args.suite is None)
     report = run.run_dir / "report" / "index.html"
     if args.command in ("run", "report") and report.is_file():
         print(f"report: {report}")

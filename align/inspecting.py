@@ -20,7 +20,7 @@ from align.core.errors import UserError
 from align.recipe.base import SFT_MODEL
 from align.runner import Run
 from align.steps.context import Process
-from align.steps.table import training_step
+from align.steps.step import training_step
 
 Say = Callable[[str], None]
 WIDTH = 100

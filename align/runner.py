@@ -21,7 +21,8 @@ from align.recipe.schema import Recipe
 from align.steps.checks import check_judges, check_taxonomy
 from align.steps.context import Process
 from align.steps.outside import missing_builtins
-from align.steps.table import Planned, Step, build_steps, plan_steps
+from align.steps.step import Step
+from align.steps.table import Planned, build_steps, plan_steps
 from align.worker import read_error, run_one
 
 Say = Callable[[str], None]

@@ -230,17 +230,75 @@ class TrainedExample:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """One model's answer to one held-out prompt, judged; `repetition` is the share of repeated word 4-grams."""
+    """One model's answer to one held-out prompt, judged; `repetition` is the share of repeated word 4-grams.
+
+    Log-ratios are log-probability of the answer under the model less that under M0 (`start`) and under the model that it was
+    trained from (`previous`), in nats. NaN: there is no gold model, the answer has no score, or the model was not trained.
+    """
 
     id: str
     prompt_id: str
     model: str
     selector: float
     validator: float
+    gold: float
+    start_log_ratio: float
+    previous_log_ratio: float
     num_tokens: int
     finished: int
     repetition: float
     language_match: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN:
+    """What the best of n responses by a proxy reward model is worth: mean rewards over prompts.
+
+    `kl` is the divergence from the sampled models in nats; `gain` is gold less its value at n = 1, with its 95 % interval.
+    """
+
+    id: str
+    proxy: str
+    n: int
+    prompts: int
+    kl: float
+    proxy_reward: float
+    gold: float
+    gain: float
+    gain_low: float
+    gain_high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteAnswer:
+    """A model's conversation about one item of a suite; `failure` says why a turn has no answer, else it is empty."""
+
+    id: str
+    item_id: str
+    model: str
+    messages: list[Message]
+    finish_reason: str
+    num_tokens: int
+    failure: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteResult:
+    """One number about one model's answer to one item of a suite; `value` is NaN where there is a `failure`.
+
+    `weight` is that of the item in the metric's mean; `raw` is what a judge said.
+    """
+
+    id: str
+    item_id: str
+    model: str
+    category: str
+    lang: str
+    metric: str
+    value: float
+    weight: float
+    failure: str
+    raw: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +375,9 @@ ROW_TYPES: dict[str, type] = {
         Agreement,
         TrainedExample,
         EvalResult,
+        BestOfN,
+        SuiteAnswer,
+        SuiteResult,
         Reject,
     )
 }

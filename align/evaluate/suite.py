@@ -7,9 +7,16 @@ A suite's file is read into `Item`s; a model holds a conversation over the turns
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.core.rows import SuiteResult
+from align.evaluate.metrics import BOOTSTRAPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +47,7 @@ class Grade:
     Attributes:
         metric: its name, such as prompt_strict.
         value: NaN where it could not be graded; then `failure` says why.
-        weight: in the mean over items, such as the number of instructions of a prompt; 0 only where there is nothing to grade.
+        weight: in the mean over items, such as the number of instructions of a prompt.
         failure: reason in a word or two, such as no_score; empty if there is a value.
     """
 
@@ -55,3 +62,85 @@ class Grade:
 
 
 Conversation = Sequence[Mapping[str, str]]  # messages with role and content, the model's last answer at the end
+
+
+def summarize(results: Sequence[SuiteResult], models: Sequence[str], *, seed: int) -> dict[str, Any]:
+    """Means of every metric, by model and category, with 95 % intervals; a failure has no value and is counted.
+
+    An item weighs as its grades say. Intervals are percentile bootstraps over items, the unit that was drawn; the change
+    against the first model is paired over the items that both have. Where every item counts 0 or 1 they are Wilson's (1927)
+    and, for changes, Agresti and Min's (2005, doi:10.1002/sim.1781): a bootstrap of twelve zeros would know no doubt.
+
+    Returns:
+        {metric: {model: {mean, low, high, items, failed: {reason: count}, categories: {name: {mean, items}},
+        change: {mean, low, high, items} against the first model, or None for itself}}}; None where undefined.
+    """
+    metrics = dict.fromkeys(row.metric for row in results)
+    return {metric: _of_metric([r for r in results if r.metric == metric], models, seed) for metric in metrics}
+
+
+def _of_metric(rows: Sequence[SuiteResult], models: Sequence[str], seed: int) -> dict[str, Any]:
+    by_model = {model: _by_item([r for r in rows if r.model == model]) for model in models}
+    first, found = by_model[models[0]], {}
+    for model, items in by_model.items():
+        mine = [r for r in rows if r.model == model]
+        categories = dict.fromkeys(r.category for r in mine if r.category)
+        shared = [i for i in items if i in first]
+        change = [(*items[i], *first[i]) for i in sorted(shared)]
+        found[model] = {
+            **_weighted([items[i] for i in sorted(items)], seed),
+            "items": len(items),
+            "failed": dict(Counter(r.failure for r in mine if r.failure)),
+            "categories": {
+                name: {"mean": _weighted(list(part.values()), seed)["mean"], "items": len(part)}
+                for name in categories
+                if (part := _by_item([r for r in mine if r.category == name]))
+            },
+            "change": None if model == models[0] else {**_weighted(change, seed), "items": len(shared)},
+        }
+    return found
+
+
+def _by_item(rows: Sequence[SuiteResult]) -> dict[str, tuple[float, float]]:
+    """(weighted sum, weight) of each item that has a value; an item may have several grades, such as one for each turn."""
+    sums: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        if not row.failure:
+            total, weight = sums.get(row.item_id, (0.0, 0.0))
+            sums[row.item_id] = total + row.value * row.weight, weight + row.weight
+    return sums
+
+
+def _weighted(items: Sequence[tuple[float, ...]], seed: int) -> dict[str, float | None]:
+    """Mean of (sum, weight) pairs with its interval; of (sum, weight, sum, weight) the difference of the two means."""
+    if not items:
+        return {"mean": None, "low": None, "high": None}
+    data = np.asarray(items, float)
+
+    def mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        value: NDArray[np.float64] = sums[..., 0] / sums[..., 1]
+        return value if sums.shape[-1] == 2 else value - sums[..., 2] / sums[..., 3]
+
+    low = high = None
+    if np.isin(data[:, ::2], (0, 1)).all() and (data[:, 1::2] == 1).all():
+        low, high = (_wilson if data.shape[1] == 2 else _agresti_min)(data[:, ::2])
+    elif len(data) > 1:
+        draw = np.random.default_rng(seed).integers(0, len(data), (BOOTSTRAPS, len(data)))
+        low, high = (round(float(v), 4) for v in np.quantile(mean(data[draw].sum(axis=1)), (0.025, 0.975)))
+    return {"mean": round(float(mean(data.sum(axis=0))), 4), "low": low, "high": high}
+
+
+def _wilson(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Interval of a share, from (I, 1) zeros and ones."""
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+    found = binomtest(int(values.sum()), len(values)).proportion_ci(method="wilson")
+    return round(float(found.low), 4), round(float(found.high), 4)
+
+
+def _agresti_min(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Interval of the difference of two shares over the same items (I, 2): half an item is added to each of four cells."""
+    count = len(values) + 2
+    up, down = (float(((values[:, 0] - values[:, 1]) == sign).sum()) + 0.5 for sign in (1, -1))
+    middle, half = (up - down) / count, 1.959964 * math.sqrt(up + down - (up - down) ** 2 / count) / count
+    return round(max(-1.0, middle - half), 4), round(min(1.0, middle + half), 4)

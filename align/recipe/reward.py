@@ -171,25 +171,33 @@ KINDS = ("classifier", "judge", "rules", "column", "function", "ensemble")
 
 
 class RewardModelsSpec(Strict):
-    """Two judges of different kind: the selector picks yw and yl, the validator must agree."""
+    """Two judges of different kind: the selector picks yw and yl, the validator must agree. A third may only look."""
 
     selector: RewardModelSpec
     validator: RewardModelSpec
+    gold: RewardModelSpec | None = Field(
+        None,
+        description="Held out of choosing and filtering pairs: evaluation alone asks it, so that over-optimization shows.",
+    )
 
     @model_validator(mode="after")
-    def _two(self) -> RewardModelsSpec:
-        made_of = [
-            (spec.path or spec.train) if isinstance(spec, ClassifierSpec) else None
-            for spec in (self.selector, self.validator)
-        ]
-        if self.selector == self.validator or (made_of[0] is not None and made_of[0] == made_of[1]):
-            raise ValueError("the validator is the selector once more, and a model always agrees with itself")
+    def _different(self) -> RewardModelsSpec:
+        specs = [(role, getattr(self, role)) for role in self.roles]
+        for (role, spec), (other, earlier) in ((a, b) for i, a in enumerate(specs) for b in specs[:i]):
+            made_of = [(s.path or s.train) if isinstance(s, ClassifierSpec) else None for s in (spec, earlier)]
+            if spec == earlier or (made_of[0] is not None and made_of[0] == made_of[1]):
+                raise ValueError(f"the {role} is the {other} once more, and a model always agrees with itself")
         return self
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """selector, validator and, where there is one, gold."""
+        return ("selector", "validator", *(("gold",) if self.gold is not None else ()))
 
     def leaves(self) -> list[tuple[str, LeafSpec]]:
         """Every single reward model with its name: selector, or selector.0, selector.1, ... of an ensemble."""
         found: list[tuple[str, LeafSpec]] = []
-        for role in ("selector", "validator"):
+        for role in self.roles:
             spec = getattr(self, role)
             members = enumerate(spec.members) if isinstance(spec, EnsembleSpec) else ()
             found += [(f"{role}.{i}", member) for i, member in members] or [(role, spec)]

@@ -36,6 +36,7 @@ from align.recipe.data import (
     TaxonomySpec,
 )
 from align.recipe.reward import ClassifierSpec, JudgeSpec, PairSpec, RewardDataSpec, RewardModelsSpec
+from align.recipe.suites import SuiteSpec
 from align.recipe.training import (
     NEEDS_REFERENCE,
     DpoNormSpec,
@@ -52,7 +53,7 @@ from align.recipe.training import (
 class StageSampleSpec(SamplingSpec):
     """N responses per prompt from each of these models."""
 
-    models: Names = Field(description="Names under models, or M0, M1, ...")
+    models: Names = Field(description="Names under models, M0, M1, ... or snapshots of earlier stages, M1@1, ...")
     n: Count = Field(8, description="Responses per prompt from each model; the literature uses 4 to 16.")
     max_prompts: Count | None = Field(None, description="At most this many prompts of the stage's split.")
 
@@ -73,6 +74,11 @@ class StageSpec(Strict):
     pair: PairSpec = PairSpec()
     train: Annotated[DpoSpec | IpoSpec | DpoNormSpec | SimpoSpec | SimperSpec | OrpoSpec, Field(discriminator="loss")]
 
+    @property
+    def snapshots(self) -> list[str]:
+        """Names of the models that training saves on its way, such as M1@1 and M1@2."""
+        return [f"{self.name}@{k}" for k in range(1, self.train.snapshots + 1)]
+
     @model_validator(mode="after")
     def _reference(self) -> StageSpec:
         if NEEDS_REFERENCE[self.train.loss] and self.reference is None:
@@ -92,11 +98,14 @@ class StageSpec(Strict):
 class EvaluationSpec(SamplingSpec):
     """Held-out prompts answered by each model and judged by both reward models."""
 
-    models: Names = Field(description="Names under models, or M0, M1, ...")
+    models: Names = Field(description="Names under models, or M0, M1, ...; snapshots of these come by themselves.")
     baseline: str = Field(SFT_MODEL, description="Win rates are against this model.")
     n: Count = Field(1, description="Answers per prompt and model.")
     max_prompts: Count | None = None
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Of the KL estimates.")
+    suites: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], SuiteSpec] = Field(
+        default_factory=dict, description="Benchmarks by a name of your own; docs/evaluation.md lists the kinds."
+    )
 
 
 class Recipe(Strict):
@@ -150,6 +159,7 @@ class Recipe(Strict):
         if BASE_MODEL not in self.models:
             raise ValueError(f"models needs an entry named {BASE_MODEL}: the model that SFT starts from")
         trained = [SFT_MODEL, *(stage.name for stage in self.stages)]
+        made = [[SFT_MODEL], *([*stage.snapshots, stage.name] for stage in self.stages)]
         for name in (*self.models, *trained[1:]):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # it becomes a folder
                 raise ValueError(f"model or stage name {name!r}: use letters, digits, ., - and _")
@@ -162,7 +172,7 @@ class Recipe(Strict):
             if isinstance(spec, ClassifierSpec) and spec.train and spec.train.margin and self.reward_data.path is None:
                 raise ValueError(f"reward_models.{where}.train.margin: margins are a column of a file, reward_data.path")
         for k, stage in enumerate(self.stages):
-            known = [*self.models, *trained[: k + 1]]
+            known = [*self.models, *(name for names in made[: k + 1] for name in names)]
             _known(stage.init, known, f"stages.{k}.init")
             if stage.reference is not None:
                 _known(stage.reference, known, f"stages.{k}.reference")
@@ -180,6 +190,18 @@ class Recipe(Strict):
             _known(name, [*self.models, *trained], "evaluation")
         if self.evaluation.baseline not in self.evaluation.models:
             raise ValueError("evaluation.baseline must be one of evaluation.models")
+        return self
+
+    @model_validator(mode="after")
+    def _suites(self) -> Recipe:
+        known = [*self.models, SFT_MODEL, *(name for stage in self.stages for name in (*stage.snapshots, stage.name))]
+        for name, suite in self.evaluation.suites.items():
+            where = f"evaluation.suites.{name}"
+            for model in (*(suite.models or ()), *(getattr(suite, key, BASE_MODEL) for key in ("judge", "baseline"))):
+                _known(model, known, where)
+            for key in ("max_tokens", "judge_tokens"):
+                if (limit := getattr(suite, key, 0)) >= self.engine.max_model_len:
+                    raise ValueError(f"{where}.{key}: {limit} leaves no room for a prompt in engine.max_model_len")
         return self
 
 

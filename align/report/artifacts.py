@@ -16,6 +16,7 @@ from align.core.artifact import Manifest
 from align.core.errors import UserError
 
 ROLES = ("selector", "validator")
+GOLD = "gold"  # the third reward model, which chooses nothing; not every run has one
 DATA_STEPS = ("corpus", "taxonomy", "instruct", "evolve", "respond")
 DONE, UNFINISHED, NOT_RUN = "done", "unfinished", "not run yet"
 _FOLDERS = {
@@ -87,8 +88,9 @@ def num_stages(run_dir: Path, recipe: Mapping[str, Any]) -> int:
 
 def step_names(run_dir: Path, recipe: Mapping[str, Any]) -> list[str]:
     """All steps of a run in their order, whether finished or not."""
-    trained = [r for r in ROLES if not recipe or at(recipe, "reward_models", r, "train")]
-    for role in ROLES:
+    roles = (*ROLES, GOLD) if at(recipe, "reward_models", GOLD) else ROLES
+    trained = [r for r in roles if not recipe or at(recipe, "reward_models", r, "train")]
+    for role in roles:
         members = at(recipe, "reward_models", role, "members") or ()
         trained += [f"{role}.{i}" for i, member in enumerate(members) if at(member, "train")]
     scored = at(recipe, "answers", "best_by") not in (None, "first")
@@ -103,9 +105,17 @@ def step_names(run_dir: Path, recipe: Mapping[str, Any]) -> list[str]:
     for k in range(1, num_stages(run_dir, recipe) + 1):
         models = _models(run_dir, f"stage{k}", at(recipe, "stages", k - 1, "sample", "models"))
         names += [f"stage{k}.sample.{m}" for m in models]
-        names += [*(f"stage{k}.score.{r}" for r in ROLES), f"stage{k}.pair", f"stage{k}.train"]
-    names += [f"eval.sample.{m}" for m in _models(run_dir, "eval", at(recipe, "evaluation", "models"))]
-    return [*names, *(f"eval.score.{r}" for r in ROLES), "eval"]
+        names += [*(f"stage{k}.score.{r}" for r in roles), *([f"stage{k}.best_of_n"] if roles != ROLES else [])]
+        names += [f"stage{k}.pair", f"stage{k}.train"]
+    names += [f"eval.sample.{m}" for m in _models(run_dir, "eval", _evaluated(recipe))]
+    return [*names, *(f"eval.score.{r}" for r in roles), "eval"]
+
+
+def _evaluated(recipe: Mapping[str, Any]) -> list[str]:
+    """The evaluation's models, with the snapshots of a stage before its last model."""
+    snapshots = {at(stage, "name"): at(stage, "train", "snapshots") or 0 for stage in recipe.get("stages") or ()}
+    models = at(recipe, "evaluation", "models") or ()
+    return [name for m in models for name in (*(f"{m}@{k}" for k in range(1, snapshots.get(m, 0) + 1)), m)]
 
 
 def scan(folder: Path, columns: Sequence[str], pattern: str = "data/*.parquet") -> Iterator[dict[str, Any]]:

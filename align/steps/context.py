@@ -23,7 +23,8 @@ from align.engines.protocol import Engine, Sampling
 from align.recipe.base import SamplingSpec
 from align.recipe.schema import Recipe
 from align.steps.outside import engine_kind, load_prompts, model_path
-from align.steps.table import Step, benchmark_files, training_step
+from align.steps.step import Step, training_step
+from align.steps.table import benchmark_files
 from data_gen.decontaminate import CERTIFICATE, Decontamination
 from data_gen.prompts import Prompts
 
@@ -71,11 +72,13 @@ class Process:
     _open: dict[str, tuple[Engine, Chat]] = field(default_factory=dict)
 
     def model_folder(self, name: str) -> Path:
-        """The folder of `base`, of another model of the recipe, or of M0, M1, ..."""
+        """The folder of `base`, of another model of the recipe, of M0, M1, ... or of a snapshot such as M1@1."""
         step = training_step(self.recipe, name)
         if step is None:
             return model_path(self.recipe.models[name])
-        return self.run_dir / self.steps[step].folder / "model"
+        folder = self.run_dir / self.steps[step].folder
+        _, _, number = name.partition("@")
+        return sorted(folder.glob("snapshots/step-*"))[int(number) - 1] if number else folder / "model"
 
     def chat(self, name: str) -> Chat:
         """The tokenizer and template of a model."""

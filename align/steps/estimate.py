@@ -22,8 +22,8 @@ from align.recipe.schema import Recipe
 from align.recipe.training import TrainSpec
 from align.steps.asked import splits
 from align.steps.checks import check_taxonomy
-from align.steps.judges import REWARD_ROLES
 from align.steps.outside import engine_kind, missing_builtins, model_path
+from align.steps.step import evaluated
 from align.steps.table import Planned
 from align.train.memory import ModelShape, training_memory
 from data_gen.sources import count_records
@@ -136,7 +136,7 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
         "reward.data": Estimate(sft * recipe.reward_data.per_example),
         "report": Estimate(0),
     }
-    score_params = dict.fromkeys(REWARD_ROLES, 0.0)  # parameters that each response goes through
+    score_params = dict.fromkeys(recipe.reward_models.roles, 0.0)  # parameters that each response goes through
     for name, judge in recipe.reward_models.leaves():
         if isinstance(judge, ClassifierSpec):
             folder = model_path(judge.train.backbone) if judge.train else Path(str(judge.path))
@@ -161,15 +161,17 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
             result[f"stage{k}.score.{role}"] = _score(scored, stage.sample.max_tokens, params)
         pairs = prompts * KEPT["pair"]
         result[f"stage{k}.pair"] = Estimate(pairs)
+        result[f"stage{k}.best_of_n"] = Estimate(0)
         result[f"stage{k}.collected"] = Estimate(0)
         tokens = pairs * (PROMPT_TOKENS + 2 * stage.sample.max_tokens * ANSWER_SHARE)
         estimate = train(pairs, tokens, stage.train, PROMPT_TOKENS * pairs / max(tokens, 1))
         reference = base * tokens / RATES["train"] / 3 if stage.reference else 0.0  # a forward pass without a backward one
         result[f"stage{k}.train"] = replace(estimate, seconds=estimate.seconds + reference)
     held = min(pool * share["heldout"], recipe.evaluation.max_prompts or 10**12) * recipe.evaluation.n
-    for model in recipe.evaluation.models:
+    models = evaluated(recipe)
+    for model in models:
         result[f"eval.sample.{model}"] = generate(held, PROMPT_TOKENS, recipe.evaluation.max_tokens)
-    answers = held * len(recipe.evaluation.models)
+    answers = held * len(models)
     for role, params in score_params.items():
         result[f"eval.score.{role}"] = _score(answers, recipe.evaluation.max_tokens, params)
     result["eval"] = _score(answers * 3, recipe.evaluation.max_tokens, base)

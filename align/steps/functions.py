@@ -9,7 +9,7 @@ from align.steps.context import Context
 
 def work_of(step_name: str) -> Callable[[Context], None]:
     """The function of a step; imported here, when it is needed, so that planning loads no model library."""
-    from align.steps import collected, data, evaluation, pairing, reward, scoring, training
+    from align.steps import collected, data, evaluation, pairing, reward, scoring, suites, training
 
     exact: dict[str, Callable[[Context], None]] = {
         "corpus": data.run_corpus,
@@ -27,10 +27,14 @@ def work_of(step_name: str) -> Callable[[Context], None]:
     if step_name in exact:
         return exact[step_name]
     kind = step_name.split(".")[1]
+    if kind == "suite":
+        part = step_name.split(".")[3:4]
+        return {"answer": suites.run_suite_answers, "judge": suites.run_suite_judge}.get("".join(part), suites.run_suite)
     by_kind: dict[str, Callable[[Context], None]] = {
         "sample": reward.run_sample,
         "collected": collected.run_collected,
         "score": scoring.run_score,
+        "best_of_n": evaluation.run_best_of_n,
         "pair": pairing.run_pair,
         "train": training.run_preference,
     }

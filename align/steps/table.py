@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from align.core.errors import UserError
 from align.core.hashing import FileHashes, fingerprint
 from align.core.records import expand_paths
 from align.core.rows import (
+    BestOfN,
     Document,
     EvalResult,
     Instruction,
@@ -30,43 +31,12 @@ from align.recipe.schema import Recipe, StageSpec
 from align.steps.asked import splits, task_types, written_languages
 from align.steps.judges import REWARD_ROLES, answers_judge, collected_names, judge_needs, judge_seed, trained_judges
 from align.steps.outside import dump, engine_config, load_prompts, model_path
+from align.steps.step import Step, evaluated, uses
+from align.steps.suite_table import suite_steps
 
 # Raised when the meaning of rows or of a step's work changes: everything is made anew.
-CODE_SCHEMA = 4
+CODE_SCHEMA = 5
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One step of a run.
-
-    Attributes:
-        name: such as `stage1.sample.M0`.
-        verb: the command that runs it.
-        stage: 1, 2, ... or 0 outside the stages.
-        folder: of its artifact, relative to the run folder.
-        inputs: names of the steps whose artifacts it reads.
-        config: what of the recipe decides its result.
-        models: model folders outside the run that decide its result.
-        files: other outside files that do.
-        awaited: outside files that are made from the results of earlier steps, and may not be there yet.
-        row_type: of its artifact.
-        process: steps with the same key share one process (and its open engine); empty means light work in the parent.
-        about: one line for the plan.
-    """
-
-    name: str
-    verb: str
-    folder: str
-    row_type: type
-    about: str
-    stage: int = 0
-    inputs: tuple[str, ...] = ()
-    config: dict[str, Any] = field(default_factory=dict)
-    models: tuple[Path, ...] = ()
-    files: tuple[Path, ...] = ()
-    awaited: tuple[Path, ...] = ()
-    process: str = ""
 
 
 # Speed and memory, not results: what goes through the model at once and how it is laid out, scored and spread.
@@ -157,22 +127,8 @@ def _search(recipe: Recipe) -> dict[str, Any]:
     return {"decontaminate": {**dump(spec, "benchmarks"), "seed": recipe.seed}} if spec else {}
 
 
-def training_step(recipe: Recipe, model: str) -> str | None:
-    """The step that makes a model, or None for one that exists before the run."""
-    if model == SFT_MODEL:
-        return "sft"
-    return next((f"stage{k}.train" for k, s in enumerate(recipe.stages, 1) if s.name == model), None)
-
-
-def _uses(recipe: Recipe, *models: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
-    """(input steps, outside folders) of the models that a step needs."""
-    names = tuple(dict.fromkeys(models))
-    steps = tuple(s for m in names if (s := training_step(recipe, m)))
-    return steps, tuple(model_path(recipe.models[m]) for m in names if m in recipe.models)
-
-
 def _sft_and_reward_steps(recipe: Recipe) -> Iterator[Step]:
-    made, outside = _uses(recipe, recipe.sft.init)
+    made, outside = uses(recipe, recipe.sft.init)
     yield Step(
         name="sft", verb="sft", folder="sft/train", row_type=TrainedExample, inputs=("sft.data", *made), models=outside,
         config={**dump(recipe.sft, *_NOT_RESULTS), "seed": recipe.seed}, process="train:sft",
@@ -205,7 +161,7 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
     sampling = dump(stage.sample, "models")
     samples = []
     for model in stage.sample.models:
-        made, outside = _uses(recipe, model)
+        made, outside = uses(recipe, model)
         samples.append(f"stage{k}.sample.{model}")
         yield Step(
             name=samples[-1], verb="sample", stage=k, folder=f"stage{k}/sample/{model}", row_type=Response,
@@ -215,7 +171,7 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
         )  # fmt: skip
     collected: tuple[str, ...] = ()
     if stage.pair.collected:
-        made, outside = _uses(recipe, stage.init)
+        made, outside = uses(recipe, stage.init)
         collected = (f"stage{k}.collected",)
         yield Step(
             name=collected[0], verb="sample", stage=k, folder=f"stage{k}/collected", row_type=RewardPair,
@@ -231,6 +187,19 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
             awaited=needs.awaited, config={**needs.config, "prompts": stage.sample.max_prompts}, process=needs.process,
             about=f"score responses with the {role}",
         )  # fmt: skip
+    if recipe.reward_models.gold is not None:
+        needs = judge_needs(recipe, "gold", f"stage{k}")
+        yield Step(
+            name=f"stage{k}.score.gold", verb="score", stage=k, folder=f"stage{k}/score/gold", row_type=Score,
+            inputs=("evolve", *samples, *needs.inputs), models=needs.models, files=needs.files, awaited=needs.awaited,
+            config={**needs.config, "prompts": stage.sample.max_prompts}, process=needs.process,
+            about="score responses with gold, which chooses nothing",
+        )  # fmt: skip
+        yield Step(
+            name=f"stage{k}.best_of_n", verb="score", stage=k, folder=f"stage{k}/best_of_n", row_type=BestOfN,
+            inputs=(*samples, *(f"stage{k}.score.{role}" for role in recipe.reward_models.roles)),
+            config={"seed": recipe.seed}, about="what gold says of the best of n by selector and validator",
+        )  # fmt: skip
     yield Step(
         name=f"stage{k}.pair", verb="pair", stage=k, folder=f"stage{k}/pair", row_type=Preference,
         inputs=("evolve", *samples, *collected, *(f"stage{k}.score.{role}" for role in REWARD_ROLES)),
@@ -240,7 +209,7 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
         }, files=benchmark_files(recipe),
         about="yw and yl by the selector, where the validator agrees",
     )  # fmt: skip
-    made, outside = _uses(recipe, stage.init, *([stage.reference] if stage.reference else []))
+    made, outside = uses(recipe, stage.init, *([stage.reference] if stage.reference else []))
     yield Step(
         name=f"stage{k}.train", verb=stage.train.loss, stage=k, folder=f"stage{k}/train", row_type=TrainedExample,
         inputs=(f"stage{k}.pair", "evolve", *made), models=outside, process=f"train:stage{k}",
@@ -251,10 +220,10 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
 
 def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
     spec = recipe.evaluation
-    sampling = dump(spec, "models", "baseline", "precision")
-    samples = []
-    for model in spec.models:
-        made, outside = _uses(recipe, model)
+    sampling = dump(spec, "models", "baseline", "precision", "suites")
+    samples, roles = [], recipe.reward_models.roles
+    for model in evaluated(recipe):
+        made, outside = uses(recipe, model)
         samples.append(f"eval.sample.{model}")
         yield Step(
             name=samples[-1], verb="eval", folder=f"eval/sample/{model}", row_type=Response,
@@ -262,19 +231,21 @@ def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
             config={**sampling, "engine": engine_config(recipe), "seed": recipe.seed, "split": "heldout", "model": model},
             about=f"{model} answers the held-out prompts",
         )  # fmt: skip
-    for role in REWARD_ROLES:
+    for role in roles:
         needs = judge_needs(recipe, role, "eval")
         yield Step(
             name=f"eval.score.{role}", verb="eval", folder=f"eval/score/{role}", row_type=Score, process=needs.process,
             inputs=("evolve", *samples, *needs.inputs), models=needs.models, files=needs.files,
             awaited=needs.awaited, config={**needs.config, "prompts": spec.max_prompts}, about=f"the {role} judges them",
         )  # fmt: skip
+    suites = [step.name for step in suite_steps(recipe)]
+    yield from suite_steps(recipe)
     # KL is to M0 and to the model that each was trained from, evaluated or not.
-    made, outside = _uses(recipe, *spec.models, SFT_MODEL, *(s.init for s in recipe.stages if s.name in spec.models))
+    made, outside = uses(recipe, *spec.models, SFT_MODEL, *(s.init for s in recipe.stages if s.name in spec.models))
     yield Step(
         name="eval", verb="eval", folder="eval/result", row_type=EvalResult, process="judge", models=outside,
-        inputs=("evolve", *samples, *(f"eval.score.{role}" for role in REWARD_ROLES), *made),
-        config={"seed": recipe.seed, "baseline": spec.baseline, "precision": spec.precision, "models": list(spec.models)},
+        inputs=("evolve", *samples, *(f"eval.score.{role}" for role in roles), *made),
+        config={"seed": recipe.seed, "baseline": spec.baseline, "precision": spec.precision, "models": evaluated(recipe)},
         about="win rates, lengths, repetition, language match, KL",
     )  # fmt: skip
     scored = recipe.answers.best_by != "first"
@@ -284,10 +255,11 @@ def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
     ]  # fmt: skip
     for k, stage in enumerate(recipe.stages, 1):
         everything += [f"stage{k}.sample.{m}" for m in stage.sample.models]
-        everything += [f"stage{k}.score.{role}" for role in REWARD_ROLES] + [f"stage{k}.pair", f"stage{k}.train"]
+        everything += [f"stage{k}.score.{role}" for role in roles] + [f"stage{k}.pair", f"stage{k}.train"]
+        everything += [f"stage{k}.best_of_n"] if "gold" in roles else []
     yield Step(
         name="report", verb="report", folder="report", row_type=Reject, about="write report/index.html",
-        inputs=(*everything, *samples, *(f"eval.score.{role}" for role in REWARD_ROLES), "eval"),
+        inputs=(*everything, *samples, *(f"eval.score.{role}" for role in roles), *suites, "eval"),
         config={"name": recipe.name},
     )  # fmt: skip
 

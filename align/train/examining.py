@@ -64,7 +64,7 @@ class Examining(TrainerCallback):
 
     Args:
         examples: to look at.
-        steps: after which steps, besides before the first.
+        steps: after which steps, besides before the first; after the last one nothing is saved, since the model is.
         check: called with the result before the first step; raises where training must not start, may add to the result.
         snapshot: called with the step after each later look; saves the model.
     """
@@ -92,7 +92,8 @@ class Examining(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self._steps:
             self._look(state)
-            self._snapshot(state.global_step)
+            if state.global_step < state.max_steps:
+                self._snapshot(state.global_step)
 
 
 def expected_at_reference(loss: Loss, options: Mapping[str, Any], pairs: Pairs, reference: PairSums) -> float:

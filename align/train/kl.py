@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -12,9 +12,22 @@ from align.train.data import DialogueExample
 from align.train.reference import Scorer, check_unique, longest_of
 
 
-def _sums(
-    folder: Path, examples: Sequence[DialogueExample], micro_batch_tokens: int, precision: str, label: str
+def sequence_logprobs(
+    folder: Path, examples: Sequence[DialogueExample], *, precision: str, label: str, micro_batch_tokens: int = 2048
 ) -> dict[str, float]:
+    """Log-probability of each completion under a model, in nats, by example id.
+
+    Args:
+        folder: of the model.
+        examples: prompts and completions, cut-off ones included as they are.
+        precision: auto, bf16 or fp32 of the forward passes.
+        label: of the progress bar.
+        micro_batch_tokens: most tokens that go through the model at once.
+
+    Raises:
+        StepError: an id appears twice.
+    """
+    check_unique([example.id for example in examples])
     scorer = Scorer(
         folder, precision=precision, micro_batch_tokens=micro_batch_tokens, longest=longest_of(examples)
     )  # fmt: skip
@@ -61,15 +74,19 @@ def sample_kl(
     """
     if not examples:
         raise ValueError("sample_kl needs at least one response")
-    check_unique([example.id for example in examples])
-    ours = _sums(policy, examples, micro_batch_tokens, precision, f"{label} policy")
-    theirs = _sums(other, examples, micro_batch_tokens, precision, f"{label} reference")
-    ratios = [ours[example.id] - theirs[example.id] for example in examples]
-    tokens = sum(len(example.completion_ids) for example in examples)
+    how: dict[str, Any] = {"precision": precision, "micro_batch_tokens": micro_batch_tokens}
+    ours = sequence_logprobs(policy, examples, label=f"{label} policy", **how)
+    theirs = sequence_logprobs(other, examples, label=f"{label} reference", **how)
+    return kl_estimate({i: ours[i] - theirs[i] for i in ours}, sum(len(e.completion_ids) for e in examples))
+
+
+def kl_estimate(log_ratios: Mapping[str, float], tokens: int) -> dict[str, Any]:
+    """What `sample_kl` returns, from the log-ratio of each response and the number of their tokens."""
+    ratios = list(log_ratios.values())
     return {
         "kl": fmean(ratios),
         "standard_error": stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0,
         "nats_per_token": sum(ratios) / tokens,
-        "responses": len(examples),
+        "responses": len(ratios),
         "tokens": tokens,
     }

@@ -115,8 +115,10 @@ def _train(
                 plain_model(model, state, options.lora, options.seed), model, folder, probe, save_dtype=options.save_dtype
             )
 
+    if options.snapshots >= total:
+        raise UserError(f"{label}: snapshots: {options.snapshots} need more steps than the {total} of this training")
     looks = [round(total * k / (options.snapshots + 1)) for k in range(1, options.snapshots + 1)]
-    examining = Examining(examined, [step for step in looks if 0 < step < total], check, snapshot)
+    examining = Examining(examined, [*looks, total], check, snapshot)
     trainer = AlignTrainer(
         with_adapters(policy, options.lora, options.seed) if options.lora else policy,
         args,

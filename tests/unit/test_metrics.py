@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from align.core.rows import EvalResult, Instruction, Response, Score
-from align.evaluate.metrics import bootstrap_interval, mean_with_interval, wins
+from align.evaluate.metrics import (
+    BOOTSTRAPS,
+    bootstrap_interval,
+    mean_with_interval,
+    number,
+    quantile_interval,
+    resampled_means,
+    wins,
+)
 from align.evaluate.table import eval_results, model_table
 from tests.jobs import instruction
 
@@ -40,6 +48,40 @@ def test_interval_of_too_little() -> None:
     assert mean_with_interval([0.25], seed=1) == {"mean": 0.25, "low": None, "high": None}
 
 
+def test_interval_is_that_of_one_block_of_resamples() -> None:
+    """The resamples come in blocks to save memory; the numbers are those of a single draw of all."""
+    data = np.random.default_rng(3).exponential(1, 37)
+    means = data[np.random.default_rng(9).integers(0, 37, (BOOTSTRAPS, 37))].mean(axis=1)
+    assert bootstrap_interval(data, seed=9) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), rel=1e-12)
+    assert np.allclose(resampled_means(data[:, None], seed=9)[:, 0], means, rtol=1e-12), "the same draws of prompts"
+
+
+def test_a_high_level_draws_enough_resamples_for_its_ends() -> None:
+    data = np.random.default_rng(4).normal(0, 1, 30)
+    means = data[np.random.default_rng(1).integers(0, 30, (20_000, 30))].mean(axis=1)
+    expected = tuple(np.quantile(means, [0.001, 0.999]))
+    assert bootstrap_interval(data, seed=1, level=0.998) == pytest.approx(expected, rel=1e-9)
+
+
+def test_resampled_means_are_paired_weighted_and_skip_what_is_missing() -> None:
+    rng = np.random.default_rng(5)
+    first = rng.normal(0, 10, 80)
+    draws = resampled_means(np.stack([first, first + 1], axis=1), seed=2)
+    assert draws.shape == (BOOTSTRAPS, 2) and np.allclose(draws[:, 1] - draws[:, 0], 1.0)
+    sparse = np.where(np.arange(80) < 40, first, np.nan)
+    assert resampled_means(sparse[:, None], seed=2).mean() == pytest.approx(first[:40].mean(), abs=0.2)
+    doubled = resampled_means([[1.0], [4.0]], [[2.0], [1.0]], seed=2)[:, 0]
+    assert set(np.round(doubled, 9)) == {1.0, 2.0, 4.0}, "both rows drawn: (2 * 1 + 4) / 3"
+    lonely = resampled_means([[1.0], [np.nan]], seed=2)
+    assert 0.15 < np.isnan(lonely).mean() < 0.35 and set(lonely[np.isfinite(lonely)]) == {1.0}
+
+
+def test_numbers_and_quantiles_for_json() -> None:
+    assert [number(v) for v in (1.5, math.nan, math.inf, -math.inf)] == [1.5, None, None, None]
+    assert quantile_interval(np.array([math.nan, *range(101)])) == pytest.approx((2.5, 97.5))
+    assert all(map(math.isnan, quantile_interval(np.array([math.nan]))))
+
+
 def test_wins_with_ties() -> None:
     assert wins([1, 2, 3, -1], [0, 2, 4, -1.5]) == [1.0, 0.5, 0.0, 1.0]
     assert wins([], []) == []
@@ -51,7 +93,8 @@ def test_wins_with_ties() -> None:
 
 
 def result(model: str, prompt: str, selector: float, validator: float, **changes: float) -> EvalResult:
-    values = {"num_tokens": 10, "finished": 1, "repetition": 0.0, "language_match": 1} | changes
+    values = {"num_tokens": 10, "finished": 1, "repetition": 0.0, "language_match": 1}
+    values |= {name: float("nan") for name in ("gold", "start_log_ratio", "previous_log_ratio")} | changes
     return EvalResult(
         id=f"{model}-{prompt}-{selector}", prompt_id=prompt, model=model, selector=selector, validator=validator, **values,  # type: ignore[arg-type]
     )  # fmt: skip

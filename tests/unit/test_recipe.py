@@ -148,7 +148,7 @@ FAULTS = [
         "  selector: {path: judges/a}",
         "  critic: {path: judges/a}",
         9,
-        "reward_models.critic: unknown key; valid here: selector, validator",
+        "reward_models.critic: unknown key; valid here: gold, selector, validator",
     ),
     (
         "  selector: {path: judges/a}",
