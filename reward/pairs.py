@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,8 @@ from align.core.hashing import content_id, short_hash, unit_interval
 from align.core.language import detect
 from align.core.rows import MESSAGES, Agreement, Instruction, Preference, Reject, arrow_schema
 from reward.agreement import MEASURES
-from reward.selection import CODES, OUTCOMES, Block, Bools, Floats, Ints, PairRules, Selection, check_given, select
+from reward.join import Samples, join_by_id
+from reward.selection import CODES, OUTCOMES, Block, Bools, Ints, PairRules, Selection, check_given, select
 
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True)
 
@@ -48,72 +48,7 @@ class Built:
         return [Preference(**row) for row in self.table.to_pylist()]
 
 
-@dataclass(frozen=True)
-class _Samples:
-    """R responses to P prompts, joined by id.
-
-    `row` (P, N) leads from a prompt and a column (its responses in the order of their ids) to the table's row, -1 = none;
-    `place` (R,) leads back to the prompt. Scores are (R,), in the table's order.
-    """
-
-    prompts: Sequence[Instruction]
-    responses: pa.Table
-    row: Ints
-    place: Ints
-    selector: Floats
-    validator: Floats
-
-    def spread(self, values: NDArray[Any], fill: Any) -> NDArray[Any]:
-        """(P, N) of (R,) values, with `fill` where there is no response."""
-        return np.append(values, np.asarray([fill], values.dtype))[self.row]
-
-
-def _score_of_each(name: str, scores: pa.Table, responses: pa.Table) -> Floats:
-    """(R,) the scores of one model in the order of the responses; each must have exactly one."""
-    ids = responses["id"]
-    at = pc.index_in(scores["response_id"], value_set=ids)
-    if at.null_count:
-        stranger = scores["response_id"].filter(pc.is_null(at))[0]
-        raise StepError(f"{name}: a score for response {stranger}, which is not among the samples")
-    answered = responses["prompt_id"].take(at)
-    if len(other := pc.indices_nonzero(pc.not_equal(answered, scores["prompt_id"]))):
-        first = other[0].as_py()
-        response, prompt = scores["response_id"][first], scores["prompt_id"][first]
-        raise StepError(f"{name}: response {response} is scored for prompt {prompt}, it answers {answered[first]}")
-    place = at.to_numpy()
-    times = np.bincount(place, minlength=len(ids))
-    if (times > 1).any():
-        raise StepError(f"{name}: two scores for response {ids[int(times.argmax())]}")
-    if len(models := pc.unique(scores["reward_model"])) > 1:
-        raise StepError(f"{name}: scores of more than one reward model: {', '.join(sorted(models.to_pylist()))}")
-    if missing := pc.filter(ids, pa.array(times == 0)).to_pylist():
-        raise StepError(f"{name}: {len(missing)} responses without a score, the first is {min(missing)}")
-    return np.asarray(scores["score"].to_numpy()[np.argsort(place)])
-
-
-def _join(prompts: Sequence[Instruction], responses: pa.Table, selector: pa.Table, validator: pa.Table) -> _Samples:
-    """See `build_pairs` for the errors."""
-    prompt_ids = pa.array([p.id for p in prompts], pa.string())
-    for what, ids in (("prompt", prompt_ids), ("response", responses["id"])):
-        if len(pc.unique(ids)) < len(ids):
-            twice, _ = Counter(ids.to_pylist()).most_common(1)[0]
-            raise StepError(f"{what} id {twice} appears twice")
-    at = pc.index_in(responses["prompt_id"], value_set=prompt_ids)
-    if at.null_count:
-        lost = responses.filter(pc.is_null(at)).slice(0, 1).to_pylist()[0]
-        raise StepError(f"response {lost['id']} answers prompt {lost['prompt_id']}, which is not among the prompts")
-    place = at.to_numpy().astype(np.int64)
-    keys = pa.table({"place": at, "id": responses["id"]})
-    by_id = pc.sort_indices(keys, [("place", "ascending"), ("id", "ascending")]).to_numpy()
-    counts = np.bincount(place, minlength=len(prompts))
-    column = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
-    row = np.full((len(prompts), max(1, counts.max(initial=0))), -1)
-    row[place[by_id], column] = by_id
-    scores = (_score_of_each(n, s, responses) for n, s in (("selector", selector), ("validator", validator)))
-    return _Samples(prompts, responses, row, place, *scores)
-
-
-def _in_other_language(samples: _Samples, finished: Bools) -> Bools:
+def _in_other_language(samples: Samples, finished: Bools) -> Bools:
     """(R,) whether a finished response is in the other language than its prompt's answer_lang.
 
     `detect` is asked only where a look at all texts at once leaves it open: text without Hangul is not Korean, and text with
@@ -147,7 +82,7 @@ def _completions(responses: pa.Table, max_length: int | None) -> Ints:
     return as_bytes.dictionary_encode().indices.to_numpy().astype(np.int64)
 
 
-def _block(samples: _Samples, rules: PairRules, run_seed: int) -> Block:
+def _block(samples: Samples, rules: PairRules, run_seed: int) -> Block:
     """The responses that are compared: finished, in the right language, none twice."""
     responses, place = samples.responses, samples.place
     finished = pc.and_(
@@ -188,7 +123,7 @@ def _block(samples: _Samples, rules: PairRules, run_seed: int) -> Block:
 class _Slots:
     """All P * K slots one below the other; `chosen` and `rejected` are rows of the responses, -1 where there is no pair."""
 
-    def __init__(self, samples: _Samples, block: Block, selection: Selection) -> None:
+    def __init__(self, samples: Samples, block: Block, selection: Selection) -> None:
         self.samples, self.block = samples, block
         self.place, self.slot = (at.ravel() for at in np.indices(selection.outcome.shape))
         self.chosen, self.rejected = (
@@ -340,7 +275,7 @@ def build_pairs(
         StepError: an id appears twice, a response answers no prompt of these, or a score is missing, given twice, of another
             model than the others, for an unknown response or for another prompt.
     """
-    samples = _join(prompts, responses, selector, validator)
+    samples = join_by_id(prompts, responses, selector, validator)
     block = _block(samples, rules, run_seed)
     return _built(_Slots(samples, block, select(block, rules)), rules, run_seed, "sampled")
 
@@ -368,7 +303,7 @@ def check_collected(
     Raises:
         StepError: as `build_pairs`; a prompt has more than two responses, or its label names none of them.
     """
-    samples = _join(prompts, responses, selector, validator)
+    samples = join_by_id(prompts, responses, selector, validator)
     row_of = {response: row for row, response in enumerate(responses["id"].to_pylist())}
     labels = np.array([row_of.get(chosen_of.get(p.id, ""), -2) for p in prompts], np.int64)
     is_winner, count = samples.row == labels[:, None], (samples.row >= 0).sum(axis=1)

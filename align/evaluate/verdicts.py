@@ -133,7 +133,7 @@ def collect_verdicts(
 _RATING = r"\[\s*(-?\d+(?:\.\d*)?)\s*(?:/\s*10\s*)?\]"
 _RATINGS = (re.compile(rf"\[{_RATING}\]"), re.compile(rf"(?<![\w)\]\[]){_RATING}"))  # items[3] is code, no rating
 _SCORE_LINE = re.compile(
-    r"점수\s*[:：]\s*\[{0,2}\s*(?P<score>-?\d+(?:\.\d+)?)"
+    r"점수\s*+[:：]\s*+\[{0,2}+\s*+(?P<score>-?\d+(?:\.\d+)?)"
     # "10점 만점에 8점", "10점 중 8점", "7~8점", "8/20", "1,000": the first number is not the score.
     r"(?P<unclear>\s*점?\s*(?:만점|중|에서|[-~∼〜–]\s*\d)|\s*/\s*(?!10(?!\d))\d|[.,]\d)?"
 )

@@ -19,6 +19,7 @@ from align.core.rows import Agreement, Instruction, Preference, Reject, Response
 from reward import pairs as pairs_module
 from reward.agreement import MEASURES, all_measures
 from reward.agreement_null import null_p_value, null_quantile
+from reward.join import join_by_id
 from reward.pairs import Built, PairRules, build_pairs, check_collected, take_share
 from reward.selection import MATRIX_CELLS, OUTCOMES, SELECTS, USES
 from tests.jobs import instruction
@@ -233,7 +234,7 @@ def test_language_of_all_texts_at_once_is_that_of_each(texts: list[tuple[str, st
     responses = [replace(r, text=r.text[1:]) for r in responses]
     table = to_table(Response, [response(9, "before", text="가나다")] * skipped + responses).slice(skipped)
     scores = to_table(Score, scored(responses, "a", [0.0] * len(responses)))
-    joined = pairs_module._join(prompts, table, scores, scores)
+    joined = join_by_id(prompts, table, scores, scores)
     finished = [bool(text.strip()) for text, _ in texts]
     wrong = pairs_module._in_other_language(joined, np.array(finished))
     expected = [
@@ -247,7 +248,7 @@ def test_every_hangul_letter_is_seen() -> None:
     assert len(letters) > 11_000
     responses = [response(i, text=letter) for i, letter in enumerate(letters)]
     scores = to_table(Score, scored(responses, "a", [0.0] * len(responses)))
-    joined = pairs_module._join([prompt()], to_table(Response, responses), scores, scores)
+    joined = join_by_id([prompt()], to_table(Response, responses), scores, scores)
     assert pairs_module._in_other_language(joined, np.ones(len(letters), bool)).all()
 
 
