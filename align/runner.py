@@ -18,7 +18,7 @@ from align.core.hashing import FileHashes
 from align.core.lock import run_lock
 from align.recipe.load import dump_recipe
 from align.recipe.schema import Recipe
-from align.steps.checks import check_judges, check_taxonomy
+from align.steps.checks import check_judges, check_suites, check_taxonomy
 from align.steps.context import Process
 from align.steps.outside import missing_builtins
 from align.steps.step import Step
@@ -69,6 +69,7 @@ def execute(run: Run, wanted: Sequence[str] | None, say: Say) -> int:
     with run_lock(run.run_dir) as lock:
         _check_space(run.run_dir)
         check_taxonomy(run.recipe)
+        check_suites(run.recipe)
         _build_builtins(run, say)
         write_text(run.run_dir / "recipe.yaml", dump_recipe(run.recipe))
         count = 0

@@ -135,7 +135,7 @@ _RATINGS = (re.compile(rf"\[{_RATING}\]"), re.compile(rf"(?<![\w)\]\[]){_RATING}
 _SCORE_LINE = re.compile(
     r"점수\s*+[:：]\s*+\[{0,2}+\s*+(?P<score>-?\d+(?:\.\d+)?)"
     # "10점 만점에 8점", "10점 중 8점", "7~8점", "8/20", "1,000": the first number is not the score.
-    r"(?P<unclear>\s*점?\s*(?:만점|중|에서|[-~∼〜–]\s*\d)|\s*/\s*(?!10(?!\d))\d|[.,]\d)?"
+    r"(?P<unclear>\s*+점?\s*+(?:만점|중|에서|[-~∼〜–]\s*+\d)|\s*+/\s*+(?!10(?!\d))\d|[.,]\d)?"
 )
 
 

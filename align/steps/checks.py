@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from align.core.errors import UserError
 from align.core.hashing import FileHashes
 from align.recipe.reward import ClassifierSpec, FunctionSpec
 from align.recipe.schema import Recipe
+from align.recipe.suites import ArenaSpec, ExactAnswerSpec, IfevalSpec, LogickorSpec, MtBenchSpec, SafetySpec
 from data_gen.knowledge import NONE
 from data_gen.taxonomy import load_taxonomy
 from reward.agreement_null import null_quantile
@@ -50,6 +52,31 @@ def _check_thresholds(recipe: Recipe) -> None:
                 f"stages.{k}.pair.null_quantile: {level:g} cannot be reached with {most} responses to a prompt, since "
                 f"unrelated models show full {pair.agreement} more often; sample more or lower it"
             )
+
+
+def check_suites(recipe: Recipe) -> None:
+    """Raises:
+    UserError: a suite's file cannot be read as what it should be, or the checkers of IFEval are not installed.
+    """
+    from align.evaluate.exact_answer import read_exact_answers
+    from align.evaluate.judged_files import read_arena, read_logickor, read_mt_bench
+    from align.evaluate.safety import read_safety
+
+    for name, spec in recipe.evaluation.suites.items():
+        if isinstance(spec, IfevalSpec) and importlib.util.find_spec("lm_eval") is None:
+            raise UserError(
+                f"evaluation.suites.{name}: IFEval's checkers are not installed; run pip install 'align-posttrain[eval]'"
+            )
+        if isinstance(spec, ExactAnswerSpec):
+            read_exact_answers(Path(spec.path))
+        elif isinstance(spec, SafetySpec):
+            read_safety(Path(spec.path), seed=recipe.seed)
+        elif isinstance(spec, MtBenchSpec):
+            read_mt_bench(Path(spec.path), spec.lang, spec.references)
+        elif isinstance(spec, LogickorSpec):
+            read_logickor(Path(spec.path))
+        elif isinstance(spec, ArenaSpec):
+            read_arena(Path(spec.path))
 
 
 def check_judges(recipe: Recipe, hashes: FileHashes) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,19 @@ def test_whatever_is_written_a_score_is_on_the_scale(text: str) -> None:
             assert lowest <= read(text) <= 10
         except Unreadable as error:
             assert str(error) in ("no_score", "several_scores", "score_out_of_range")
+
+
+LONG = 10**6
+
+
+@pytest.mark.parametrize(
+    "text", ["점수:" + " " * LONG, "점수: 1" + " " * LONG, "[[1" + " " * LONG, "점수" * LONG, "[[1" * LONG, "[" + "1" * LONG]
+)
+def test_endless_text_is_read(text: str) -> None:
+    """Quadratic backtracking over this much takes hours."""
+    for read in (read_rating, read_korean_score):
+        with suppress(Unreadable):
+            assert read(text) == 1
 
 
 # judging

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from align.core.errors import StepError
 from align.evaluate.win_rates import (
     Comparison,
     arena_vote,
@@ -219,6 +220,29 @@ def test_length_control_without_a_length_effect_changes_little() -> None:
 
 
 @pytest.mark.usefixtures("few_refits")
+def test_length_control_warns_outside_the_raw_interval() -> None:
+    found = length_controlled_win_rate(biased(0.0, 0.5, 0.4, prompts=3000))
+    assert abs(found["length_controlled"]["mean"] - found["raw"]["mean"]) < 5
+    assert "outside the raw rate's interval" in found["warning"]
+
+
+@pytest.mark.usefixtures("few_refits")
+def test_length_control_does_not_hide_a_fit_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    games, fits = biased(0.2, 1.0, 0.5, prompts=60), []
+
+    def fit(features: np.ndarray, outcomes: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
+        fits.append(1)
+        return np.array([0.1, 1.0]) if len(fits) % 3 == 1 else None
+
+    monkeypatch.setattr("align.evaluate.win_rates._fit", fit)
+    found = length_controlled_win_rate(games)
+    assert found["failed_refits"] == 80 and found["length_controlled"]["low"] is not None
+    with pytest.raises(StepError, match="M1: the logistic fit did not converge"):
+        fits.append(1)
+        length_controlled_win_rate(games)
+
+
+@pytest.mark.usefixtures("few_refits")
 def test_equal_length_differences_leave_the_raw_rate() -> None:
     outcomes = [1.0, 0.0, 0.5, 1.0, 0.75, 1.0]
     same = length_controlled_win_rate(rows(outcomes, length_model=50.0, length_baseline=50.0))
@@ -255,6 +279,7 @@ def test_separation_neither_crashes_nor_hangs() -> None:
         all_lost = length_controlled_win_rate([row(i, 0.0, 200 + g, 200.0) for i, g in enumerate(gaps)])
     assert longer_wins["length_controlled"]["mean"] == pytest.approx(50, abs=2) and longer_wins["failed_refits"] == 0
     assert longer_wins["length_controlled"]["low"] < 45 and longer_wins["length_controlled"]["high"] > 55
+    assert 4 < longer_wins["length_effect"] < 20, "the ridge keeps it finite"
     assert all_won["length_controlled"] == {"mean": 100.0, "low": 100.0, "high": 100.0} == all_won["raw"]
     assert all_lost["length_controlled"]["mean"] == 0.0 and all_lost["length_effect"] is None
 
