@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from align.core.errors import UserError
 from align.recipe.reward import KINDS
 from align.recipe.schema import NEEDS_REFERENCE, Recipe
+from align.recipe.suites import SUITE_KINDS
 
 Loc = tuple[str | int, ...]
 
@@ -72,6 +73,7 @@ _PATH_KEYS: tuple[Loc, ...] = (
     ("reward_models", "*", "members", "*", "references"),
     ("reward_models", "*", "members", "*", "train", "backbone", "path"),
     ("stages", "*", "pair", "collected", "*", "path"),
+    ("evaluation", "suites", "*", "path"),
     ("engine", "replay_path"),
 )
 
@@ -166,16 +168,18 @@ def _models(annotation: Any, star: bool = False) -> Iterator[tuple[type[BaseMode
 def _explain(error: Any, lines: dict[Loc, int], path: Path) -> str:
     loc: Loc = tuple(error["loc"])
     # pydantic puts the chosen branch of a union (dpo, simpo, ...) into the location; the file has no such key.
-    judged = loc[:1] == ("reward_models",)
-    loc = tuple(
-        part
-        for i, part in enumerate(loc)
-        if not (i > 1 and (part in KINDS if judged else part in NEEDS_REFERENCE and loc[i - 1] == "train"))
-    )
+    judged, suite = loc[:1] == ("reward_models",), loc[:2] == ("evaluation", "suites")
+
+    def branch(i: int, part: str | int) -> bool:
+        if judged:  # of a role, or of a member of an ensemble
+            return (i == 2 or (i > 2 and isinstance(loc[i - 1], int))) and part in KINDS
+        return i == 3 and part in SUITE_KINDS if suite else i > 1 and part in NEEDS_REFERENCE and loc[i - 1] == "train"
+
+    loc = tuple(part for i, part in enumerate(loc) if not branch(i, part))
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"].startswith("union_tag"):
-        loc = (*loc, "kind" if judged else "loss")
-        *names, last = map(repr, KINDS if judged else NEEDS_REFERENCE)
+        loc = (*loc, "kind" if judged or suite else "loss")
+        *names, last = map(repr, KINDS if judged else SUITE_KINDS if suite else NEEDS_REFERENCE)
         message = f"Input should be {', '.join(names)} or {last}"
     if not loc and (named := re.match(r"([a-z_]+(?:\.\w+)*): ", message)):
         # A check across sections names the place itself.
@@ -203,8 +207,9 @@ def _suggest(loc: Loc) -> str:
     key = str(loc[-1])
     if key in AMBIGUOUS:
         return f"; {AMBIGUOUS[key]}"
-    # Entries of lists and of `models` have names of their own.
-    parent = tuple("*" if isinstance(p, int) or loc[:i] == ("models",) else p for i, p in enumerate(loc[:-1]))
+    # Entries of lists, of `models` and of `evaluation.suites` have names of their own.
+    named = (("models",), ("evaluation", "suites"))
+    parent = tuple("*" if isinstance(p, int) or loc[:i] in named else p for i, p in enumerate(loc[:-1]))
     here: set[str] = set()
     elsewhere: list[str] = []
     branches: list[str] = []  # of the union at this place, those that have the key

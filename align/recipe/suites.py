@@ -107,6 +107,7 @@ class ArenaSpec(_JudgedSpec):
     baseline: str = Field(description="The model to battle with.")
 
 
+SUITE_KINDS = ("ifeval", "exact_answer", "safety", "needle", "perplexity", "mt_bench", "logickor", "arena")
 SuiteSpec = Annotated[
     IfevalSpec | ExactAnswerSpec | SafetySpec | NeedleSpec | PerplexitySpec | MtBenchSpec | LogickorSpec | ArenaSpec,
     Field(discriminator="kind"),
