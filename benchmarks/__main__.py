@@ -8,7 +8,7 @@ import sys
 
 CPU_BENCHMARKS = (
     "dpo_vs_trl", "decontaminate", "near_duplicates", "pii", "placement", "corpus_memory", "generation_overhead",
-    "scoring", "pairs", "agreement_real", "reward_hh",
+    "scoring", "pairs", "agreement_real", "reward_hh", "suite_overhead",
 )  # fmt: skip
 
 
