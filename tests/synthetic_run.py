@@ -17,12 +17,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
+from synthetic_evaluation import MODELS, best_of_n, evaluation, examined, suites
 
 from align.core.artifact import Manifest, StepFolder
 from align.core.hashing import content_id
 from align.core.rows import (
     Document,
-    EvalResult,
     Instruction,
     Knowledge,
     Preference,
@@ -35,7 +35,6 @@ from align.core.rows import (
     TrainedExample,
     to_table,
 )
-from align.evaluate.table import eval_results, model_table
 from data_gen.coverage import entropy, histogram
 from data_gen.taxonomy import load_taxonomy
 from reward.pairs import PairRules, build_pairs
@@ -57,7 +56,6 @@ KOREAN = (
 )
 TASK_TYPES = ("question", "explain", "list", "compare")
 OPERATORS = ("constrain", "deepen", "concretize", "reason", "breadth")
-MODELS = ("base", "M0", "M1", "M2")
 SEED = 17
 
 
@@ -71,7 +69,7 @@ class Builder:
 
     def __init__(self, run_dir: Path, *, documents: int, prompts: int, steps: int, judge: bool) -> None:
         self.run_dir, self.num_documents, self.num_prompts, self.num_steps = run_dir, documents, prompts, steps
-        self.judge = judge
+        self.judge, self.seed = judge, SEED
         self.random = random.Random(SEED)
         self.marks = random.Random(SEED)  # of its own, so that a run without a judge has the same answers and scores
 
@@ -276,7 +274,7 @@ class Builder:
         }  # fmt: skip
 
     def sampled(self, part: str, prompts: Sequence[Instruction], models: Sequence[str], n: int) -> list[Response]:
-        """sample and score of a stage or of the evaluation."""
+        """sample and score of a stage."""
         rows: list[Response] = []
         for model in models:
             mine = [self.response(p, model, 100 * i + j) for i, p in enumerate(prompts) for j in range(n)]
@@ -321,10 +319,12 @@ class Builder:
             chosen_models=dict(Counter(r.chosen_model for r in rows)),
             rejected_models=dict(Counter(r.rejected_model for r in rows)),
         )  # fmt: skip
+        best_of_n(self, k, responses, self.scores)
         history = [self.pair_step(i, loss) for i in range(self.num_steps)]
         step0 = {"loss": 0.693147, "margin": 0.0, "largest_margin": 0.0} if loss == "dpo" else {"loss": 1.61, "margin": -0.1}
         used = [TrainedExample(id=r.id, num_tokens=150) for r in rows]
-        metrics = self.trained(history, {"largest_margin": 0.9, **step0}, same_weights=loss == "dpo")
+        more = {"same_weights": loss == "dpo", "examined": examined(len(history))}
+        metrics = self.trained(history, {"largest_margin": 0.9, **step0}, **more)
         self.write(f"stage{k}.train", f"stage{k}/train", TrainedExample, used, **metrics)
 
     def pair_step(self, i: int, loss: str) -> dict[str, float]:
@@ -336,21 +336,14 @@ class Builder:
             "learning_rate": 1e-5, "grad_norm": 3.0, "epoch": i / 30,
         }  # fmt: skip
 
-    def evaluation(self) -> None:
-        """The held-out answers, their scores and the table."""
-        prompts = [p for p in self.pool if p.split == "heldout"]
-        responses = self.sampled("eval", prompts, MODELS, 1)
-        rows = eval_results({p.id: p for p in prompts}, responses, self.scores)
-        kl = {"kl": 1.2345, "standard_error": 0.1111, "nats_per_token": 0.0219, "responses": len(prompts), "tokens": 2400}
-        self.write(
-            "eval", "eval/result", EvalResult, rows, table=model_table(rows, MODELS, "M0", seed=SEED), prompts=len(prompts),
-            baseline="M0", kl=[{"model": "M1", "to": "M0", **kl}, {"model": "M2", "to": "M1", **kl}],
-        )  # fmt: skip
-
 
 RECIPE = {
     "name": "synthetic",
-    "reward_models": {"selector": {"train": {"epochs": 1}}, "validator": {"train": {"epochs": 1}}},
+    "reward_models": {
+        "selector": {"train": {"epochs": 1}},
+        "validator": {"train": {"epochs": 1}},
+        "gold": {"kind": "rules"},
+    },
     "stages": [
         {
             "name": "M1",
@@ -365,7 +358,7 @@ RECIPE = {
             "train": {"loss": "simpo", "beta": 2.5, "gamma_absolute": 1.25, "learning_rate": 5e-7, "epochs": 1},
         },
     ],
-    "evaluation": {"models": list(MODELS)},
+    "evaluation": {"models": list(MODELS), "suites": {n: {} for n in ("ifeval", "math", "perplexity", "needle", "chat")}},
 }
 
 
@@ -386,7 +379,7 @@ def build_run(
         "supervised": builder.supervised,
         "stage1": lambda: builder.stage(1, "dpo", ("M0", "base")),
         "stage2": lambda: builder.stage(2, "simpo", ("M1", "M0")),
-        "evaluation": builder.evaluation,
+        "evaluation": lambda: (evaluation(builder), suites(builder)),
     }
     for name, part in parts.items():
         part()

@@ -22,10 +22,11 @@ from align.report.artifacts import (
     reject_examples,
     scan,
     some_of_each,
-    step_names,
 )
 from align.report.coverage import gather_coverage
+from align.report.evaluation import gather_best_of_n
 from align.report.stages import Evaluation, Stage, gather_evaluation, gather_stages
+from align.report.suites import Suite, gather_suites, run_steps
 from data_gen.coverage import Coverage
 
 REJECT_CHARS = 200
@@ -152,6 +153,8 @@ class RunData:
     reward_models: list[RewardModel]
     stages: list[Stage]
     evaluation: Evaluation | None
+    best_of_n: dict[int, list[dict[str, Any]]]
+    suites: list[Suite]
 
 
 def gather(run_dir: Path, name: str) -> RunData:
@@ -161,7 +164,7 @@ def gather(run_dir: Path, name: str) -> RunData:
         StepError: a step lost a row of a topic.
     """
     recipe = read_recipe(run_dir)
-    steps = {n: record(run_dir, n) for n in step_names(run_dir, recipe)}
+    steps = {n: record(run_dir, n) for n in run_steps(run_dir, recipe)}
     done = {n: s.manifest for n, s in steps.items() if s.manifest}
     metrics = {n: m.metrics for n, m in done.items()}
     return RunData(
@@ -177,6 +180,8 @@ def gather(run_dir: Path, name: str) -> RunData:
         reward_models=[_reward_model(s) for n, s in steps.items() if n.startswith("reward.") and n != "reward.data"],
         stages=gather_stages(run_dir, recipe),
         evaluation=gather_evaluation(run_dir),
+        best_of_n=gather_best_of_n(run_dir, num_stages(run_dir, recipe)),
+        suites=gather_suites(run_dir, recipe),
     )
 
 

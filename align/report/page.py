@@ -13,12 +13,13 @@ from markupsafe import Markup
 
 from align.core.artifact import Manifest, write_json, write_text
 from align.report.artifacts import ROLES, at
-from align.report.charts import Bar, Interval, Series, Values, bars, histogram, intervals, line_chart, scatter
+from align.report.charts import Bar, Series, Values, bars, histogram, line_chart, scatter
 from align.report.coverage import coverage_view
 from align.report.difficulty import difficulty_view
+from align.report.evaluation import evaluation_view
 from align.report.gather import RunData, cut, gather, reasons_of
 from align.report.headline import claims, percent, unfinished, watch
-from align.report.stages import Evaluation, Stage
+from align.report.stages import Stage
 
 TEXT_CHARS = 900  # of a message that are shown
 PALETTE = 6  # model colours in style.css, besides the base model's grey
@@ -53,10 +54,11 @@ def render(run: RunData) -> str:
         "percent": share, "number": number, "seconds": seconds, "bytes": file_size, "cut": cut, "plain": plain,
     }  # fmt: skip
     colors = model_colors(run)
+    style = "".join(loader.get_source(environment, name)[0] for name in ("style.css", "evaluation.css"))
     page = environment.get_template("index.html.j2").render(
         run=run,
         facts=run.facts,
-        style=Markup(loader.get_source(environment, "style.css")[0]),
+        style=Markup(style),
         claims=claims(run.evaluation) if run.evaluation else [],
         watch=watch(run),
         missing=unfinished(run),
@@ -66,7 +68,7 @@ def render(run: RunData) -> str:
         sft_charts=train_charts(run.sft, "nll") if run.sft else [],
         subset_chart=subset_chart(run),
         stages=[stage_view(stage, colors) for stage in run.stages],
-        evaluation_charts=evaluation_charts(run.evaluation) if run.evaluation else [],
+        evaluated=evaluation_view(run.evaluation, run.stages, run.best_of_n, run.suites),
         colors=colors,
         text_chars=TEXT_CHARS,
     )
@@ -235,20 +237,3 @@ def step0_note(train: Manifest, loss: str) -> str:
     if train.metrics.get("same_weights"):
         return f"{text}: policy and reference start from the same weights, as checked."
     return f"{text}."
-
-
-def evaluation_charts(evaluation: Evaluation) -> list[Markup]:
-    """Win rates against the baseline by each reward model, and mean scores."""
-    charts = []
-    for role in ROLES:
-        rates = [(str(e["model"]), e[f"{role}_win_rate"]) for e in evaluation.table if e.get(f"{role}_win_rate")]
-        items = [_interval(model, rate, f"c-{role}") for model, rate in rates]
-        title = f"Win rate against {evaluation.baseline} by the {role}"
-        label = "% of held-out prompts, with 95 % interval"
-        charts.append(intervals(title, items, x_label=label, guide=(0.5, "50 %")))
-    return charts
-
-
-def _interval(model: str, rate: dict[str, float | None], color: str) -> Interval:
-    mean, low, high = (math.nan if rate.get(key) is None else float(rate[key] or 0.0) for key in ("mean", "low", "high"))
-    return Interval(model, mean, low, high, color)

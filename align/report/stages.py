@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The manifest of the evaluation, split into its tables."""
+    """The manifest of the evaluation, split into its tables; an earlier version wrote neither `wins` nor `meter`."""
 
     table: list[dict[str, Any]]
     kl: list[dict[str, Any]]
     prompts: int
     baseline: str
+    wins: list[dict[str, Any]] = field(default_factory=list)
+    meter: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_gold(self) -> bool:
+        """Whether a gold reward model scored the answers."""
+        return any(entry.get("gold") for entry in self.table)
 
 
 def gather_stages(run_dir: Path, recipe: Mapping[str, Any]) -> list[Stage]:
@@ -194,4 +201,6 @@ def gather_evaluation(run_dir: Path) -> Evaluation | None:
         kl=found.get("kl", []),
         prompts=int(found.get("prompts", 0)),
         baseline=str(found.get("baseline", "")),
+        wins=found.get("wins", []),
+        meter=found.get("meter", {}),
     )
