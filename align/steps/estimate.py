@@ -19,11 +19,13 @@ from align.core.errors import UserError
 from align.recipe.base import BASE_MODEL
 from align.recipe.reward import ClassifierSpec, JudgeSpec
 from align.recipe.schema import Recipe
+from align.recipe.suites import ArenaSpec, LogickorSpec, MtBenchSpec, PerplexitySpec
 from align.recipe.training import TrainSpec
 from align.steps.asked import splits
 from align.steps.checks import check_taxonomy
 from align.steps.outside import engine_kind, missing_builtins, model_path
 from align.steps.step import evaluated
+from align.steps.suite_table import answering_models, suite_models
 from align.steps.table import Planned
 from align.train.memory import ModelShape, training_memory
 from data_gen.sources import count_records
@@ -174,8 +176,32 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
     answers = held * len(models)
     for role, params in score_params.items():
         result[f"eval.score.{role}"] = _score(answers, recipe.evaluation.max_tokens, params)
+    result |= _suites(recipe, generate, base)
     result["eval"] = _score(answers * 3, recipe.evaluation.max_tokens, base)
     return result
+
+
+def _suites(recipe: Recipe, generate: Callable[..., Estimate], base: float) -> dict[str, Estimate]:
+    """The suites' steps; a file's items are its lines, and an answer has half of its limit."""
+    found: dict[str, Estimate] = {}
+    for name, spec in recipe.evaluation.suites.items():
+        models = suite_models(recipe, name)
+        if isinstance(spec, PerplexitySpec):
+            found[f"eval.suite.{name}"] = _score(spec.documents * len(models), spec.max_length, base)
+            continue
+        path = Path(str(getattr(spec, "path", "")))
+        needles = 3 * math.prod(len(getattr(spec, key, ())) for key in ("lengths", "depths", "languages"))
+        items = min(count_records([path]) or 0 if path.is_file() else needles, spec.limit or 10**9)
+        turns = 2 if isinstance(spec, MtBenchSpec | LogickorSpec | ArenaSpec) else 1  # two turns, or two orders
+        for model in answering_models(recipe, name):
+            found[f"eval.suite.{name}.answer.{model}"] = generate(items * turns, PROMPT_TOKENS, spec.max_tokens)
+        if isinstance(spec, MtBenchSpec | LogickorSpec | ArenaSpec):
+            for model in models:
+                found[f"eval.suite.{name}.judge.{model}"] = generate(
+                    items * turns, 2 * spec.max_tokens, spec.judge_tokens / 4
+                )
+        found[f"eval.suite.{name}"] = Estimate(items * len(models))
+    return found
 
 
 def _score(rows: float, max_tokens: int, params: float) -> Estimate:
@@ -229,14 +255,15 @@ def print_plan(recipe: Recipe, run_dir: Path, plan: Sequence[Planned], say: Call
     say(f"recipe {recipe.name}: valid. engine {engine_kind(recipe)}, results in {run_dir}")
     if waiting := missing_builtins(recipe):
         say(f"built-in models that `align run` builds first: {', '.join(waiting)}")
-    say(f"{'step':28} {'state':10} {'rows':>8} {'tokens':>9} {'memory':>8} {'time':>8}")
+    width = max(28, *(len(planned.step.name) for planned in plan))
+    say(f"{'step':{width}} {'state':10} {'rows':>8} {'tokens':>9} {'memory':>8} {'time':>8}")
     total, opened = 0.0, set()
     for planned in plan:
         name = planned.step.name
         if planned.done:
             manifest = Manifest.load(run_dir / planned.step.folder)
             assert manifest is not None
-            say(f"{name:28} {'cached':10} {manifest.rows:8d} {'':>9} {'':>8} {manifest.seconds:6.0f} s")
+            say(f"{name:{width}} {'cached':10} {manifest.rows:8d} {'':>9} {'':>8} {manifest.seconds:6.0f} s")
             continue
         g = guess[name]
         seconds = g.seconds
@@ -249,7 +276,7 @@ def print_plan(recipe: Recipe, run_dir: Path, plan: Sequence[Planned], say: Call
         memory = f"{g.memory_gib:.1f} GiB" if g.memory_gib else ""
         tokens = f"~{g.tokens:,.0f}" if g.tokens else ""
         rows = f"~{g.rows:.0f}" if g.rows else ""
-        say(f"{name:28} {'resume' if planned.started else 'to run':10} {rows:>8} {tokens:>9} {memory:>8} {time:>8}")
+        say(f"{name:{width}} {'resume' if planned.started else 'to run':10} {rows:>8} {tokens:>9} {memory:>8} {time:>8}")
     to_run = [p for p in plan if not p.done]
     if not to_run:
         say("nothing to do")

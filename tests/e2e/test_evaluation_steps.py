@@ -100,7 +100,7 @@ def test_what_cannot_be_graded_is_said(run: Path, tmp_path: Path) -> None:
 
     file = tmp_path / "items.jsonl"
     question = {"question_id": 1, "category": "math", "turns": ["2 + 2?", "And 3?"]}
-    file.write_text("\n".join(json.dumps(q) for q in (question, question)))
+    file.write_text("\n".join(json.dumps(question | {"category": "writing"}) for _ in range(2)))
     bench = f"{{kind: mt_bench, path: {file}, max_tokens: 8, judge_tokens: 16, models: [base]}}"
     assert "items.jsonl:2" in fails(bench)  # the same id twice
     file.write_text(json.dumps(question))
@@ -123,7 +123,7 @@ def test_a_stage_may_begin_from_a_snapshot(run: Path) -> None:
 
 
 def test_scores_are_of_the_evaluation_alone(proxy_run: Path) -> None:
-    gold = pq.read_table(proxy_run / "eval/score/gold")
+    gold = pq.read_table(proxy_run / "eval/score/gold/data")
     assert gold.num_rows == Artifact(proxy_run / "eval/result").manifest.rows
     pairs = pq.read_table(proxy_run / "stage1/pair/data")
     assert "gold" not in " ".join(pairs.column_names)
