@@ -358,7 +358,7 @@ RECIPE = {
             "train": {"loss": "simpo", "beta": 2.5, "gamma_absolute": 1.25, "learning_rate": 5e-7, "epochs": 1},
         },
     ],
-    "evaluation": {"models": list(MODELS), "suites": {n: {} for n in ("ifeval", "math", "perplexity", "needle", "chat")}},
+    "evaluation": {"models": list(MODELS), "suites": {n: {} for n in ("ifeval", "math", "ppl", "needle", "chat")}},
 }
 
 

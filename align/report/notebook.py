@@ -3,6 +3,7 @@
     run = open_run("runs/quickstart")
     run.funnel()
     run.pair_tokens(stage=1, number=0)
+    evaluation(run).meter
 
 Importing this loads neither pandas nor torch; the methods do.
 """
@@ -20,7 +21,9 @@ from align.core.artifact import Artifact, Manifest
 from align.core.chat import Chat
 from align.core.errors import UserError
 from align.core.rows import Preference
-from align.report.artifacts import ROLES, StepRecord, columns_of, folder_of, read_recipe, record, scan, step_names
+from align.report.artifacts import ROLES, StepRecord, at, columns_of, folder_of, num_stages, read_recipe, record, scan
+from align.report.evaluation import gather_best_of_n
+from align.report.suites import gather_suites, run_steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +51,7 @@ class Run:
 
     def steps(self) -> list[StepRecord]:
         """All steps in their order, finished or not."""
-        return [record(self.folder, name) for name in step_names(self.folder, read_recipe(self.folder))]
+        return [record(self.folder, name) for name in run_steps(self.folder, read_recipe(self.folder))]
 
     def manifest(self, step: str) -> Manifest:
         """The manifest of a finished step, such as `stage1.pair`."""
@@ -123,7 +126,7 @@ class Run:
         return pd.DataFrame(self.manifest(step).metrics.get("history", []))
 
     def evaluation(self) -> pd.DataFrame:
-        """The evaluation table, intervals in columns such as `selector.low`."""
+        """The evaluation's table of models, intervals in columns such as `selector.low`; see also `evaluation`."""
         import pandas as pd
 
         return pd.json_normalize(self.manifest("eval").metrics.get("table", []))
@@ -206,6 +209,54 @@ class Run:
                 )
             parts.append(Markup("</p>"))
         return Markup("").join([*parts, Markup("</div>")])
+
+
+@dataclass(frozen=True)
+class EvaluationTables:
+    """What the evaluation found, as frames with intervals in columns such as `gold_gain.low`; empty where a part is missing.
+
+    Attributes:
+        models: one row for each model.
+        wins: by reward model and model, `win_rate` in [0, 1] and `length.length_controlled.mean` in percent.
+        meter: one row for each checkpoint, in the order of training.
+        best_of_n: by stage, proxy and n.
+        suites: by suite, metric and model, with `change` from the suite's first model and `failed` by reason.
+    """
+
+    models: pd.DataFrame
+    wins: pd.DataFrame
+    meter: pd.DataFrame
+    best_of_n: pd.DataFrame
+    suites: pd.DataFrame
+
+
+def evaluation(run: Run) -> EvaluationTables:
+    """All tables of the evaluation.
+
+    Raises:
+        UserError: the step eval has not finished.
+    """
+    import pandas as pd
+
+    recipe, found = read_recipe(run.folder), run.manifest("eval").metrics
+    curves = gather_best_of_n(run.folder, num_stages(run.folder, recipe))
+    suites = [
+        {"suite": suite.name, "metric": metric, "model": model, **values}
+        for suite in gather_suites(run.folder, recipe)
+        for metric, of in (at(suite.metrics, "metrics") or {}).items()
+        for model, values in of.items()
+    ]
+    for row in suites:
+        row["failed"] = ", ".join(f"{reason} {count}" for reason, count in row["failed"].items())
+        row["change"] = row["change"] or {}
+        del row["categories"]
+    return EvaluationTables(
+        models=run.evaluation(),
+        wins=pd.json_normalize(found.get("wins", [])),
+        meter=pd.json_normalize(at(found, "meter", "points") or []),
+        best_of_n=pd.DataFrame([{"stage": stage, **row} for stage, rows in curves.items() for row in rows]),
+        suites=pd.json_normalize(suites),
+    )
 
 
 def visible(token: str) -> str:

@@ -47,6 +47,10 @@ def measure(run_dir: Path) -> dict[str, Any]:
         if "table" in metrics:
             entry["table"] = {row["model"]: row for row in metrics["table"]}
             entry["kl"] = {f"{row['model']} to {row['to']}": row["kl"] for row in metrics["kl"]}
+        if "metrics" in metrics:  # of a suite
+            entry["means"] = {
+                f"{metric} {model}": of["mean"] for metric, by in metrics["metrics"].items() for model, of in by.items()
+            }
         found[manifest["step"]] = entry
     return found
 
