@@ -39,9 +39,12 @@ def audit_command(path: Path, say: Say, json_out: Path | None = None, page: Path
         page: write the page with pictures there too.
 
     Raises:
-        UserError: `path` is neither, or was made by a version that kept no agreement.
+        UserError: `path` is neither, is damaged, or was made by a version that kept no agreement.
     """
-    audited, found = audit_stage(path) if path.is_dir() else audit_file(path)
+    try:
+        audited, found = audit_stage(path) if path.is_dir() else audit_file(path)
+    except (KeyError, TypeError, AttributeError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path}: a file of the run does not hold what it should ({error!r:.200})") from error
     for line in lines(audited, found):
         # Names from files must not move the cursor.
         say("".join(char if char.isprintable() else " " for char in line))

@@ -165,7 +165,8 @@ def run_suite_judge(ctx: Context) -> None:
         notes = {"averages": averages(found, seed=ctx.seed, judge_failures="zero" if zero else "exclude")}
         rows = [row for one in found for row in _of_judgment(model, items, one, zero)]
     if rows and all(row.failure for row in rows):
-        why = ", ".join(f"{count} {reason}" for reason, count in Counter(row.failure for row in rows).most_common())
+        failures = Counter(row.failure for row in rows if row.metric != "score")  # which a turn's mark is under once more
+        why = ", ".join(f"{count} {reason}" for reason, count in failures.most_common())
         raise UserError(
             f"{ctx.step.name}: the judge {spec.judge} gave no verdict that can be read ({why}); use another judge"
         )
