@@ -116,6 +116,10 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--max-length", type=int, default=512, help="tokens that a folder's model reads (default: 512)")
     bench.add_argument("--limit", type=int, help="take this many pairs only")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and scores there")
+    compare = commands.add_parser("compare", help="two runs side by side: recipes, data, training, evaluation")
+    compare.add_argument("first", type=Path, metavar="RUN_A", help="a run's folder")
+    compare.add_argument("second", type=Path, metavar="RUN_B", help="another's")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     commands.add_parser("doctor", help="say what is installed, and what this machine can do")
     return top
 
@@ -182,6 +186,10 @@ def _run(args: argparse.Namespace) -> None:
 
         names = [args.suite] if args.suite else list(run.recipe.evaluation.suites)
         print_tables(run.run_dir, names, print, models=args.suite is None)
+    if args.command in ("run", "eval", "report") and all(planned.done for planned in run.plan()):
+        from align.model_card import write_model_cards
+
+        write_model_cards(run.run_dir)
     report = run.run_dir / "report" / "index.html"
     if args.command in ("run", "report") and report.is_file():
         print(f"report: {report}")
@@ -238,6 +246,10 @@ def _other(args: argparse.Namespace) -> None:
         from align.auditing import audit_command
 
         audit_command(args.path, print, json_out=args.json, page=args.page)
+    elif args.command == "compare":
+        from align.comparing import compare_runs
+
+        compare_runs(args.first, args.second, print, args.json)
     elif args.command == "schema":
         from align.recipe.load import json_schema
 

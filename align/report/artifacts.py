@@ -42,6 +42,8 @@ def folder_of(step: str) -> str:
     if re.fullmatch(r"stage\d+|eval", stage) and rest:
         kind, _, name = rest.partition(".")  # a model's name may hold dots
         return "/".join(part for part in (stage, kind, name) if part)
+    if stage == "reward":  # members of ensembles have a dot in their names
+        return f"reward/{rest}"
     return _FOLDERS.get(step, step.replace(".", "/"))
 
 

@@ -27,13 +27,14 @@ from align.core.chat import Chat
 from align.core.errors import StepError, UserError
 from align.core.rows import Preference
 from align.report import charts
-from align.report.artifacts import alternate, columns_of, folder_of, num_stages, step_names
+from align.report.artifacts import alternate, columns_of, folder_of, num_stages, read_recipe, step_names
 from align.report.charts import Bar, Distribution, Interval, Series, Values
 from align.report.gather import cut, gather, readable_reject
 from align.report.headline import _conclusion, claims, verdict
 from align.report.notebook import Run, open_run, render_pair_text, visible
 from align.report.page import TEXT_CHARS, file_size, number, seconds, write_report
 from align.report.stages import Evaluation, correlation, response_points
+from align.report.suites import run_steps
 
 VOID = {"meta", "br", "wbr", "line", "circle", "rect", "polyline"}
 
@@ -382,7 +383,7 @@ def test_steps_and_folders(run_dir: Path) -> None:
         "sft/train", "sft/data", "eval/result", "eval/score/selector", "stage2/pair", "reward/data",
     ]  # fmt: skip
     steps = {json.loads(p.read_text())["step"]: p.parent for p in run_dir.rglob("manifest.json")}
-    assert set(step_names(run_dir, {})) == set(steps)
+    assert set(run_steps(run_dir, read_recipe(run_dir))) == set(steps)
     assert all(run_dir / folder_of(name) == folder for name, folder in steps.items())
     assert num_stages(run_dir, {"stages": [{}] * 3}) == 3
     outside = {"reward_models": {"selector": {"path": "x"}, "validator": {"train": None}}}
