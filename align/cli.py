@@ -120,6 +120,14 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("first", type=Path, metavar="RUN_A", help="a run's folder")
     compare.add_argument("second", type=Path, metavar="RUN_B", help="another's")
     compare.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    study = commands.add_parser("study", help="arms times seeds of a recipe, and a page of what was found")
+    study.add_argument("folder", type=Path, help="with recipe.yaml and arms.yaml, such as recipes/study-staging")
+    study.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    study.add_argument("--out", type=Path, default=Path("runs/study"), help="where everything goes (default: runs/study)")
+    study.add_argument(
+        "--jobs", type=int, default=1, help="arms at the same time, each with its part of the cores (default: 1)"
+    )
+    study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, for all arms alike")
     commands.add_parser("doctor", help="say what is installed, and what this machine can do")
     return top
 
@@ -233,7 +241,7 @@ def _reward_bench(args: argparse.Namespace) -> None:
         process.close()
 
 
-def _other(args: argparse.Namespace) -> None:
+def _other(args: argparse.Namespace) -> int:
     from align import inspecting
 
     if args.command == "induce":
@@ -246,6 +254,10 @@ def _other(args: argparse.Namespace) -> None:
         from align.auditing import audit_command
 
         audit_command(args.path, print, json_out=args.json, page=args.page)
+    elif args.command == "study":
+        from align.study.run import run_study
+
+        return run_study(args.folder, args.out, args.seeds, args.set, args.jobs, lambda line: print(line, flush=True))
     elif args.command == "compare":
         from align.comparing import compare_runs
 
@@ -262,6 +274,7 @@ def _other(args: argparse.Namespace) -> None:
         inspecting.chat(open_run(args), args.models, args.prompt, args.max_tokens, args.temperature, print)
     else:
         inspecting.doctor(print)
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -276,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command == "run" or args.command in STEP_VERBS:
             _run(args)
         else:
-            _other(args)
+            return _other(args)
     except (UserError, StepError) as error:
         sys.stdout.flush()
         for line in str(error).splitlines():

@@ -1,0 +1,1 @@
+"""Studies: one recipe in several arms and seeds, as ordinary runs, and what they say together."""
