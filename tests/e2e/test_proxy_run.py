@@ -22,7 +22,7 @@ from align.core.rows import Instruction, Preference, Response, Score, SftExample
 from tests.regression.compare import ENVIRONMENT, ROOT
 
 PROXY = ROOT / "recipes/proxy.yaml"
-STEPS = 29
+STEPS = 41
 
 
 def align(*args: str, run_dir: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
