@@ -10,9 +10,9 @@ from typing import Any
 
 from align.core.artifact import Manifest
 from align.core.errors import UserError
+from align.core.rows import LOWER_IS_BETTER
 
 Say = Callable[[str], None]
-LOWER_IS_BETTER = ("nats_per_token",)
 
 
 def model_overrides(suite: str, models: Sequence[str]) -> list[str]:

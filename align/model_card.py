@@ -23,12 +23,12 @@ from markupsafe import Markup
 from align.core.artifact import Manifest, write_text
 from align.core.errors import UserError
 from align.core.hashing import file_sha256
+from align.core.rows import LOWER_IS_BETTER
 from align.report.artifacts import GOLD, ROLES, at, columns_of, read_recipe, record
 
 Say = Callable[[str], None]
 CARD = "README.md"
 MARK = "<!-- Written by align from the run's manifests. Take this line away, and align leaves the file alone. -->"
-LOWER_IS_BETTER = ("nats_per_token",)
 UNKNOWN = ("", "unknown", "other", "none")  # what stands where nobody named a licence
 MOST = 12  # entries of a list of counts that are written out
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~#$])")

@@ -16,8 +16,7 @@ from typing import Any
 from align.core.errors import StepError, UserError
 from align.core.progress import Progress
 from align.core.rows import Reject, RewardPair
-from reward.classifier import Classifier
-from reward.golden import check_golden, read_golden
+from reward.golden import load_checked
 from reward.held_out import REWARD_BENCH_SECTIONS, ScoredPair, accuracy, by, count_tokens, held_out_metrics
 from reward.interface import Group, RewardModel
 from reward.preference_file import pairs_from_file
@@ -67,7 +66,7 @@ def reward_bench(
     pairs, rejects = pairs_from_file(path)
     if not pairs:
         raise UserError(f"{path}: no usable pair ({_reasons(rejects)})")
-    ready = _checked(model, precision, max_length) if isinstance(model, Path) else model
+    ready = load_checked(model, precision=precision, max_length=max_length) if isinstance(model, Path) else model
     tokenizer = getattr(getattr(ready, "encoder", None), "tokenizer", None)
     scored = score_pairs(ready, pairs[:limit], length=len if tokenizer is None else lambda t: count_tokens(tokenizer, t))
     given = (str(model), precision, max_length) if isinstance(model, Path) else (type(model).__name__, None, None)
@@ -86,13 +85,6 @@ def reward_bench(
         json_path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         say(f"wrote {json_path}")
     return found
-
-
-def _checked(folder: Path, precision: str, max_length: int) -> RewardModel:
-    """A classifier that has passed its golden pairs."""
-    model = Classifier.load(folder, precision=precision, max_length=max_length)
-    check_golden(model, read_golden(folder, precision), precision=precision, folder=folder)
-    return model
 
 
 def score_pairs(model: RewardModel, pairs: Sequence[RewardPair], *, length: Callable[[str], int]) -> list[ScoredPair]:

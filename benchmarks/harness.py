@@ -81,10 +81,11 @@ def peak_rss_gib() -> float:
 
 
 def write_result(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> Path:
-    """Write `results/NAME.json`: machine, command, rows."""
+    """Write `results/NAME.json`: machine, command, rows. Folders of this machine are no part of the command."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    command = " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    given = ("DIR" if Path(word).is_absolute() else word for word in sys.argv[1:])
+    command = " ".join(["python", "-m", f"benchmarks.{name}", *given])
     body = {"name": name, "command": command, "date": time.strftime("%Y-%m-%d"), **machine(), **more, "rows": list(rows)}
     path.write_text(json.dumps(body, indent=1) + "\n")
     return path

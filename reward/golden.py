@@ -134,6 +134,19 @@ def read_golden(folder: Path, precision: str = "fp32") -> Golden | None:
     return Golden(scores=scores, precision=body["precision"])
 
 
+def load_checked(folder: Path, *, precision: str, max_length: int, layout: str = "auto") -> Classifier:
+    """A classifier that has passed its golden pairs.
+
+    Raises:
+        UserError: as `Classifier.load` and `check_golden`.
+    """
+    from reward.classifier import Classifier
+
+    model = Classifier.load(folder, precision=precision, max_length=max_length, layout=layout)
+    check_golden(model, read_golden(folder, precision), precision=precision, folder=folder)
+    return model
+
+
 def check_golden(model: RewardModel, expected: Golden | None, *, precision: str, folder: Path) -> list[list[float]]:
     """Score the golden texts and refuse a model whose scores cannot be right.
 

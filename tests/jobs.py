@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -108,3 +108,17 @@ def complete(
     jobs = [Job(key=ask.id, asking=one(ask), journal=journal) for ask in asks]
     replies = dict(writer.run(jobs, label=label, total=len(asks), unit="prompts"))
     return {ask.id: replies[ask.id] for ask in asks}
+
+
+class Answering:
+    """Stands in for a `Writer`: each ask is answered by a function."""
+
+    def __init__(self, answer: Callable[[Ask], str | Reply]) -> None:
+        self._answer = answer
+        self.asked: list[Ask] = []
+
+    def run(self, jobs: Iterable[Any], **shown: Any) -> Iterator[tuple[Any, Any]]:
+        for job in jobs:
+            result, asked = run_job(job.asking, self._answer)
+            self.asked += asked
+            yield job.key, result

@@ -282,6 +282,9 @@ class SuiteAnswer:
     failure: str
 
 
+LOWER_IS_BETTER = ("nats_per_token",)  # of the metrics of `SuiteResult`
+
+
 @dataclass(frozen=True, kw_only=True)
 class SuiteResult:
     """One number about one model's answer to one item of a suite; `value` is NaN where there is a `failure`.

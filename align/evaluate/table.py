@@ -12,7 +12,7 @@ import numpy as np
 from align.core.hashing import content_id
 from align.core.language import detect, repetition
 from align.core.rows import EvalResult, Instruction, Response, Score
-from align.evaluate.metrics import mean_with_interval, wins
+from align.evaluate.metrics import mean_with_interval
 from align.evaluate.win_rates import compare_scores, length_controlled_win_rate, win_rate
 
 ROLES = ("selector", "validator", "gold")
@@ -95,12 +95,12 @@ def model_table(rows: Sequence[EvalResult], models: Sequence[str], baseline: str
             mine, theirs = per_prompt(ours, role), per_prompt(by_model[baseline], role)
             if role == "gold" and not mine and not theirs:
                 continue  # there is no third reward model
-            shared = sorted(set(mine) & set(theirs))
             entry[role] = mean_with_interval([mine[p] for p in sorted(mine)], seed=seed)
             if model != baseline:
-                won = wins([mine[p] for p in shared], [theirs[p] for p in shared])
-                entry[f"{role}_win_rate"] = mean_with_interval(won, seed=seed)
-                entry[f"{role}_compared"] = len(shared)
+                won = win_rate(compare_scores(mine, theirs, model=model, baseline=baseline), seed=seed)
+                shown = {"mean": won["win_rate"], "low": won["low"], "high": won["high"]}
+                entry[f"{role}_win_rate"] = {key: None if v is None else round(v, 4) for key, v in shown.items()}
+                entry[f"{role}_compared"] = won["prompts"]
         for column in ("num_tokens", "finished", "repetition", "language_match"):
             values = [float(getattr(r, column)) for r in ours]
             entry[column] = round(float(np.mean(values)), 4) if values else None

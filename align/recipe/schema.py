@@ -36,7 +36,7 @@ from align.recipe.data import (
     TaxonomySpec,
 )
 from align.recipe.reward import ClassifierSpec, JudgeSpec, PairSpec, RewardDataSpec, RewardModelsSpec
-from align.recipe.suites import SuiteSpec
+from align.recipe.suites import ArenaSpec, SuiteSpec
 from align.recipe.training import (
     NEEDS_REFERENCE,
     DpoNormSpec,
@@ -197,6 +197,8 @@ class Recipe(Strict):
         known = [*self.models, SFT_MODEL, *(name for stage in self.stages for name in (*stage.snapshots, stage.name))]
         for name, suite in self.evaluation.suites.items():
             where = f"evaluation.suites.{name}"
+            if isinstance(suite, ArenaSpec) and not {*(suite.models or self.evaluation.models)} - {suite.baseline}:
+                raise ValueError(f"{where}: the baseline battles with no other model")
             for model in (*(suite.models or ()), *(getattr(suite, key, BASE_MODEL) for key in ("judge", "baseline"))):
                 _known(model, known, where)
             for key in ("max_tokens", "judge_tokens"):

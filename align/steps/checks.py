@@ -11,7 +11,8 @@ from align.core.errors import UserError
 from align.core.hashing import FileHashes
 from align.recipe.reward import ClassifierSpec, FunctionSpec
 from align.recipe.schema import Recipe
-from align.recipe.suites import ArenaSpec, ExactAnswerSpec, IfevalSpec, LogickorSpec, MtBenchSpec, SafetySpec
+from align.recipe.suites import IfevalSpec, NeedleSpec, PerplexitySpec
+from align.steps.suite_items import items_of_file
 from data_gen.knowledge import NONE
 from data_gen.taxonomy import load_taxonomy
 from reward.agreement_null import null_quantile
@@ -58,25 +59,13 @@ def check_suites(recipe: Recipe) -> None:
     """Raises:
     UserError: a suite's file cannot be read as what it should be, or the checkers of IFEval are not installed.
     """
-    from align.evaluate.exact_answer import read_exact_answers
-    from align.evaluate.judged_files import read_arena, read_logickor, read_mt_bench
-    from align.evaluate.safety import read_safety
-
     for name, spec in recipe.evaluation.suites.items():
-        if isinstance(spec, IfevalSpec) and importlib.util.find_spec("lm_eval") is None:
+        if not isinstance(spec, IfevalSpec | NeedleSpec | PerplexitySpec):
+            items_of_file(spec, recipe.seed)
+        elif isinstance(spec, IfevalSpec) and importlib.util.find_spec("lm_eval") is None:
             raise UserError(
                 f"evaluation.suites.{name}: IFEval's checkers are not installed; run pip install 'align-posttrain[eval]'"
             )
-        if isinstance(spec, ExactAnswerSpec):
-            read_exact_answers(Path(spec.path))
-        elif isinstance(spec, SafetySpec):
-            read_safety(Path(spec.path), seed=recipe.seed)
-        elif isinstance(spec, MtBenchSpec):
-            read_mt_bench(Path(spec.path), spec.lang, spec.references)
-        elif isinstance(spec, LogickorSpec):
-            read_logickor(Path(spec.path))
-        elif isinstance(spec, ArenaSpec):
-            read_arena(Path(spec.path))
 
 
 def check_judges(recipe: Recipe, hashes: FileHashes) -> None:

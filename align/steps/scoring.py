@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,17 +52,13 @@ def judge_folder(run_dir: Path, name: str, spec: ClassifierSpec) -> Path:
 
 def _open_classifier(folder: Path, spec: ClassifierSpec) -> RewardModel:
     """A classifier that has passed its golden pairs."""
-    from reward.golden import check_golden, read_golden
+    from reward.golden import check_golden, load_checked, read_golden
 
-    model: Any
-    if spec.backend == "vllm":
-        from reward.pooling import PoolingClassifier
+    if spec.backend == "transformers":
+        return load_checked(folder, precision=spec.precision, max_length=spec.max_length, layout=spec.layout)
+    from reward.pooling import PoolingClassifier
 
-        model = PoolingClassifier.load(folder, precision=spec.precision, max_length=spec.max_length)
-    else:
-        from reward.classifier import Classifier
-
-        model = Classifier.load(folder, precision=spec.precision, max_length=spec.max_length, layout=spec.layout)
+    model = PoolingClassifier.load(folder, precision=spec.precision, max_length=spec.max_length)
     check_golden(model, read_golden(folder, spec.precision), precision=spec.precision, folder=folder)
     return model
 

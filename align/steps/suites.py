@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from align.core.artifact import read_rows
@@ -19,7 +18,6 @@ from align.engines.protocol import Completion, Sampling
 from align.evaluate.battles import battle
 from align.evaluate.conversations import Held, hold_conversation
 from align.evaluate.judged import LOGICKOR, MT_BENCH, Judgment, averages, judge_conversations, penalise
-from align.evaluate.judged_files import read_arena, read_logickor, read_mt_bench
 from align.evaluate.suite import Conversation, Grade, Item, summarize
 from align.evaluate.verdicts import templates_fingerprint
 from align.evaluate.win_rates import arena_vote
@@ -37,6 +35,7 @@ from align.recipe.suites import (
 )
 from align.steps.asked import splits
 from align.steps.context import Context
+from align.steps.suite_items import items_of_file
 from align.steps.suite_table import JUDGED, suite_models
 from data_gen.instruct import split_of
 
@@ -53,30 +52,9 @@ def _items(ctx: Context, spec: SuiteSpec) -> list[Item]:
     """The suite's questions in their order.
 
     Raises:
-        UserError: the file cannot be used (see the readers).
+        UserError: the file or the documents cannot be used.
     """
-    if isinstance(spec, IfevalSpec):
-        from align.evaluate.ifeval import read_ifeval
-
-        items = read_ifeval(Path(spec.path))
-    elif isinstance(spec, ExactAnswerSpec):
-        from align.evaluate.exact_answer import read_exact_answers
-
-        items = read_exact_answers(Path(spec.path))
-    elif isinstance(spec, SafetySpec):
-        from align.evaluate.safety import read_safety
-
-        items = read_safety(Path(spec.path), seed=ctx.seed)
-    elif isinstance(spec, MtBenchSpec):
-        items = read_mt_bench(Path(spec.path), spec.lang, spec.references)
-    elif isinstance(spec, LogickorSpec):
-        items = read_logickor(Path(spec.path))
-    elif isinstance(spec, ArenaSpec):
-        items = read_arena(Path(spec.path))
-    elif isinstance(spec, NeedleSpec):
-        items = _needles(ctx, spec)
-    else:
-        raise StepError(f"{ctx.step.name}: nothing is asked in this suite")
+    items = _needles(ctx, spec) if isinstance(spec, NeedleSpec) else items_of_file(spec, ctx.seed)
     return items[: spec.limit]
 
 
@@ -163,7 +141,9 @@ def run_suite_judge(ctx: Context) -> None:
             found = penalise(found, spec.penalty)
         zero = isinstance(spec, LogickorSpec) and spec.failures == "zero"
         notes = {"averages": averages(found, seed=ctx.seed, judge_failures="zero" if zero else "exclude")}
-        rows = [row for one in found for row in _of_judgment(model, items, one, zero)]
+        penalty = isinstance(spec, MtBenchSpec) and spec.penalty != "none"
+        by_id = {item.id: item for item in items}
+        rows = [row for one in found for row in _of_judgment(model, by_id[one.item_id], one, zero=zero, penalty=penalty)]
     if rows and all(row.failure for row in rows):
         failures = Counter(row.failure for row in rows if row.metric != "score")  # which a turn's mark is under once more
         why = ", ".join(f"{count} {reason}" for reason, count in failures.most_common())
@@ -188,14 +168,13 @@ def _row(model: str, item: Item, metric: str, key: str, value: float, weight: fl
     )  # fmt: skip
 
 
-def _of_judgment(model: str, items: Sequence[Item], one: Judgment, zero: bool) -> Iterator[SuiteResult]:
-    """Each turn's mark under its own metric and under the one of both, and before the penalty where there is one."""
-    item = next(item for item in items if item.id == one.item_id)
+def _of_judgment(model: str, item: Item, one: Judgment, *, zero: bool, penalty: bool) -> Iterator[SuiteResult]:
+    """A turn's mark under its own metric and under the one of both, and before the penalty where the suite has one."""
     unread = zero and bool(one.failure) and one.attempts > 0
     value, failure = (0.0, "") if unread else (one.score, one.failure)
     for metric in ("score", f"turn_{one.turn}"):
         yield _row(model, item, metric, str(one.turn), value, 1.0, failure, one.text)
-    if one.language:
+    if penalty:
         yield _row(model, item, "score_without_penalty", str(one.turn), one.raw, 1.0, one.failure, "")
 
 

@@ -18,21 +18,7 @@ from align.evaluate.battles import LABELS, Game, battle, read_label, swapped
 from align.evaluate.conversations import Held
 from align.evaluate.suite import Item
 from align.evaluate.verdicts import RETRIES, Unreadable
-from tests.jobs import failed, run_job, said
-
-
-class Answering:
-    """Stands in for a `Writer`: each ask is answered by a function."""
-
-    def __init__(self, answer: Callable[[Ask], str | Reply]) -> None:
-        self._answer = answer
-        self.asked: list[Ask] = []
-
-    def run(self, jobs: Iterable[Any], **shown: Any) -> Iterator[tuple[Any, Any]]:
-        for job in jobs:
-            result, asked = run_job(job.asking, self._answer)
-            self.asked += asked
-            yield job.key, result
+from tests.jobs import Answering, failed, said
 
 
 def prompt(name: str = "p", *turns: str) -> Item:

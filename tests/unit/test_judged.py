@@ -34,23 +34,9 @@ from align.evaluate.judged import (
 from align.evaluate.judged_files import TEMPERATURES, read_arena, read_logickor, read_mt_bench
 from align.evaluate.suite import Item
 from align.evaluate.verdicts import RETRIES, Unreadable, read_korean_score, read_rating, render
-from tests.jobs import failed, run_job, said
+from tests.jobs import Answering, failed, run_job, said
 
 WARM = Sampling(temperature=0.9, top_p=0.95, max_tokens=64)
-
-
-class Answering:
-    """Stands in for a `Writer`: each ask is answered by a function."""
-
-    def __init__(self, answer: Callable[[Ask], str | Reply]) -> None:
-        self._answer = answer
-        self.asked: list[Ask] = []
-
-    def run(self, jobs: Iterable[Any], **shown: Any) -> Iterator[tuple[Any, Any]]:
-        for job in jobs:
-            result, asked = run_job(job.asking, self._answer)
-            self.asked += asked
-            yield job.key, result
 
 
 def item(*turns: str, name: str = "81", category: str = "writing", lang: str = "en", **data: Any) -> Item:

@@ -22,7 +22,7 @@ from align.engines.protocol import Answered, Completion, EngineInfo, Request, Sa
 from data_gen.prompts import Prompts
 from reward.interface import Group, score_groups
 from reward.judge import TEMPLATES, Judge, dialogue, expected, marked, written_letter, written_number
-from tests.jobs import failed, run_job, said
+from tests.jobs import Answering, failed, said
 
 RENDER = Prompts().render
 WARM = Sampling(temperature=0.7, max_tokens=4)
@@ -39,20 +39,6 @@ def told(probabilities: Mapping[str, float], text: str = "") -> Reply:
     whole = said(text)
     logprobs = tuple((token, math.log(p)) for token, p in probabilities.items())
     return Reply(completions=whole.completions, texts=whole.texts, first_logprobs=logprobs)
-
-
-class Answering:
-    """Stands in for a `Writer`: each ask is answered by a function."""
-
-    def __init__(self, answer: Callable[[Ask], str | Reply]) -> None:
-        self._answer = answer
-        self.asked: list[Ask] = []
-
-    def run(self, jobs: Iterable[Any], **shown: Any) -> Iterator[tuple[Any, Any]]:
-        for job in jobs:
-            result, asked = run_job(job.asking, self._answer)
-            self.asked += asked
-            yield job.key, result
 
 
 def judged(answer: Callable[[Ask], str | Reply], *groups: Group, **how: Any) -> tuple[list[list[float]], Judge, list[Ask]]:
