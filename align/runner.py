@@ -100,25 +100,24 @@ def _next_group(plan: list[Planned], wanted: Sequence[str] | None) -> list[Plann
     """The first step that can run, and every later one that can share its process.
 
     A step can join when its inputs stand or are made earlier in the same group: so the base model's engine is started
-    once for the data steps, the first stage's samples and the evaluation.
+    once for the data steps, the first stage's samples and the evaluation. Steps that ask the same model come in a row.
     """
     standing = {p.step.name for p in plan if p.done}
     todo = [p for p in plan if not p.done and (wanted is None or p.step.name in wanted)]
     group: list[Planned] = []
     waiting: list[tuple[Step, Path]] = []
+
+    def ready(planned: Planned) -> bool:
+        return planned not in group and all(name in standing for name in planned.step.inputs)
+
     for planned in todo:
-        step = planned.step
-        ready = all(name in standing or name in {g.step.name for g in group} for name in step.inputs)
-        waits = [file for file in step.awaited if not file.is_file()]
-        if ready and waits:
-            waiting.append((step, waits[0]))
-        elif not group:
-            if ready:
-                group = [planned]
-                if not step.process:
-                    break
-        elif ready and step.process == group[0].step.process:
-            group.append(planned)
+        waits = [file for file in planned.step.awaited if not file.is_file()]
+        if ready(planned) and waits:
+            waiting.append((planned.step, waits[0]))
+    late = {step.name for step, _ in waiting}
+    while joining := [p for p in todo if ready(p) and p.step.name not in late and _shares(p, group)]:
+        group.append(next((p for p in joining if group and p.step.asks == group[-1].step.asks), joining[0]))
+        standing.add(group[-1].step.name)
     if waiting and not group:
         step, file = waiting[0]
         samples = ", ".join(name for name in step.inputs if ".sample." in name)
@@ -134,6 +133,10 @@ def _next_group(plan: list[Planned], wanted: Sequence[str] | None) -> list[Plann
             "(or `align run` for everything)"
         )
     return group
+
+
+def _shares(planned: Planned, group: Sequence[Planned]) -> bool:
+    return not group or planned.step.process == group[0].step.process != ""
 
 
 def command_of(step: Step) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from align.core.hashing import content_id
 
@@ -116,4 +117,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back memory and processes."""
+        ...
+
+
+@runtime_checkable
+class TakesWeights(Protocol):
+    """An engine whose start costs more than the loading of weights."""
+
+    def take_weights(self, model: Path) -> bool:
+        """Serve the model in another folder from now on, where only its weights differ; whether they do."""
         ...

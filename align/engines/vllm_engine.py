@@ -9,6 +9,7 @@ from typing import Any
 
 from align.core.errors import StepError
 from align.engines.protocol import Answered, Completion, EngineInfo, Request, most_likely
+from align.engines.weights import only_weights_differ
 
 # Read by vLLM when it is imported. In-process, because a second process would outlive a killed step and keep its memory.
 ENVIRONMENT = {
@@ -42,6 +43,15 @@ def stop(llm: Any) -> None:
 
     llm.llm_engine.engine_core.shutdown()
     cleanup_dist_env_and_memory()
+
+
+def _pack_heads(model: Any) -> None:
+    """Pack heads: vLLM's CPU backend multiplies by a copy, and that of a head tied to the embedding stays the old."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for module in model.modules():
+        if isinstance(module, VocabParallelEmbedding):
+            module.quant_method.process_weights_after_loading(module)
 
 
 class VllmEngine:
@@ -80,6 +90,7 @@ class VllmEngine:
             "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         }
         self._max_num_seqs = max_num_seqs
+        self._folder = model
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             options |= _cpu_options(max_model_len)
@@ -136,6 +147,25 @@ class VllmEngine:
         finally:
             if running:  # the caller stopped early: leave nothing in the engine for the next call to meet
                 engine.abort_request(list(internal_ids.values()), internal=True)
+
+    def take_weights(self, model: Path) -> bool:
+        """Go on with another model's weights, where nothing else differs: a second in place of an engine's start.
+
+        Returns:
+            Whether it was done. Where not, the engine serves the model that it had.
+
+        Raises:
+            StepError: answers of the old weights stay cached.
+        """
+        if not only_weights_differ(self._folder, model, any_dtype=self.info.flags["dtype"] != "auto"):
+            return False
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
+        if self.info.flags["device"] == "cpu":
+            self._llm.apply_model(_pack_heads)
+        if not self._llm.reset_prefix_cache():
+            raise StepError(f"vLLM kept keys and values of {self._folder} for {model}")
+        self._folder = model
+        return True
 
     def close(self) -> None:
         """Stop the engine and give back its memory. The engine answers nothing afterwards."""

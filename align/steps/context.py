@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from align.core.journal import Journal
 from align.core.rows import Instruction, Made, Reject
 from align.engines.complete import Asking, Job, Writer
 from align.engines.open import open_engine
-from align.engines.protocol import Engine, Sampling
+from align.engines.protocol import Engine, Sampling, TakesWeights
 from align.recipe.base import SamplingSpec
 from align.recipe.schema import Recipe
 from align.steps.outside import engine_kind, load_prompts, model_path
@@ -28,6 +29,7 @@ from align.steps.table import benchmark_files
 from data_gen.decontaminate import CERTIFICATE, Decontamination
 from data_gen.prompts import Prompts
 
+log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Any)
 V = TypeVar("V")
 
@@ -64,7 +66,7 @@ class InStep:
 
 @dataclass
 class Process:
-    """What lives as long as a process: the engine of one model, opened when the first step asks for it."""
+    """What lives as long as a process: the engine of one model, opened when a step first asks for it."""
 
     recipe: Recipe
     run_dir: Path
@@ -85,11 +87,16 @@ class Process:
         return self._open[name][1] if name in self._open else Chat.load(self.model_folder(name))
 
     def engine(self, name: str) -> tuple[Engine, Chat]:
-        """The engine of a model; another one that is open is closed first, so that memory holds one model."""
+        """The engine of a model. One that is open goes on with its weights, or is closed first: memory holds one model."""
         if name not in self._open:
-            self.close()
             spec, folder = self.recipe.engine, self.model_folder(name)
             chat = Chat.load(folder)
+            for before, (opened, _) in self._open.items():
+                if isinstance(opened, TakesWeights) and opened.take_weights(folder):
+                    log.info("engine: it goes on with the weights of %s in place of %s", name, before)
+                    self._open = {name: (opened, chat)}
+                    return self._open[name]
+            self.close()
             engine = open_engine(
                 engine_kind(self.recipe),
                 folder,

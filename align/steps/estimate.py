@@ -258,6 +258,7 @@ def print_plan(recipe: Recipe, run_dir: Path, plan: Sequence[Planned], say: Call
     width = max(28, *(len(planned.step.name) for planned in plan))
     say(f"{'step':{width}} {'state':10} {'rows':>8} {'tokens':>9} {'memory':>8} {'time':>8}")
     total, opened = 0.0, set()
+    trainings = {p.step.name for p in plan if p.step.process.startswith("train:")}
     for planned in plan:
         name = planned.step.name
         if planned.done:
@@ -267,8 +268,9 @@ def print_plan(recipe: Recipe, run_dir: Path, plan: Sequence[Planned], say: Call
             continue
         g = guess[name]
         seconds = g.seconds
-        key = planned.step.process
-        if key.startswith("engine:") and key in opened:
+        # One start serves all steps of a process that come between two trainings.
+        key = (planned.step.process, *(name for name in planned.step.inputs if name in trainings))
+        if planned.step.process.startswith("engine:") and key in opened:
             seconds -= PROCESS_SECONDS["engine"]
         opened.add(key)
         total += seconds

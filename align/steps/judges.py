@@ -11,6 +11,7 @@ from align.core.hashing import derive_seed
 from align.recipe.reward import STEP, ClassifierSpec, ColumnSpec, FunctionSpec, JudgeSpec, LeafSpec, RulesSpec
 from align.recipe.schema import Recipe, StageSpec
 from align.steps.outside import dump, engine_config, load_prompts, model_path
+from align.steps.step import engine_process
 
 REWARD_ROLES = ("selector", "validator")
 
@@ -84,7 +85,7 @@ def judge_needs(recipe: Recipe, role: str, step: str) -> JudgeNeeds:
         elif isinstance(spec, JudgeSpec):
             models.append(model_path(recipe.models[spec.model]))
             config |= {"engine": engine_config(recipe), "templates": load_prompts(recipe).fingerprint()}
-            process = f"engine:{spec.model}"
+            process = engine_process(recipe, spec.model)
         elif isinstance(spec, ColumnSpec):
             (awaited if STEP in spec.path else files).append(spec.file(step))
         elif isinstance(spec, FunctionSpec):

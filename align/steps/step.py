@@ -27,6 +27,7 @@ class Step:
         awaited: outside files that are made from the results of earlier steps, and may not be there yet.
         row_type: of its artifact.
         process: steps with the same key share one process (and its open engine); empty means light work in the parent.
+        asks: the model that its engine serves; of the steps of a process, those that ask the same one run in a row.
         about: one line for the plan.
     """
 
@@ -42,6 +43,7 @@ class Step:
     files: tuple[Path, ...] = ()
     awaited: tuple[Path, ...] = ()
     process: str = ""
+    asks: str = ""
 
 
 def training_step(recipe: Recipe, model: str) -> str | None:
@@ -49,6 +51,14 @@ def training_step(recipe: Recipe, model: str) -> str | None:
     if model == SFT_MODEL:
         return "sft"
     return next((f"stage{k}.train" for k, s in enumerate(recipe.stages, 1) if model in (s.name, *s.snapshots)), None)
+
+
+def engine_process(recipe: Recipe, model: str) -> str:
+    """The process whose engine serves a model: that of the model it was trained from, since one engine can serve both."""
+    root, stages = model, {name: stage for stage in recipe.stages for name in (stage.name, *stage.snapshots)}
+    while root in stages:
+        root = stages[root].init
+    return f"engine:{recipe.sft.init if root == SFT_MODEL else root}"
 
 
 def uses(recipe: Recipe, *models: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:

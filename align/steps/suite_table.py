@@ -12,7 +12,7 @@ from align.recipe.schema import Recipe
 from align.recipe.suites import ArenaSpec, LogickorSpec, MtBenchSpec, NeedleSpec, PerplexitySpec, SuiteSpec
 from align.steps.asked import splits
 from align.steps.outside import dump, engine_config
-from align.steps.step import Step, uses
+from align.steps.step import Step, engine_process, uses
 
 JUDGED = (MtBenchSpec, LogickorSpec, ArenaSpec)
 # What of a suite's section does not change a model's answers.
@@ -52,7 +52,8 @@ def _answered(recipe: Recipe, name: str, spec: SuiteSpec) -> Iterator[Step]:
         yield Step(
             name=answers[-1], verb="eval", folder=f"eval/suite/{name}.answer.{model}", row_type=SuiteAnswer, files=files,
             inputs=(*haystack, *made, *base_made), models=tuple(dict.fromkeys((*outside, *(base if haystack else ())))),
-            config={**common, "model": model}, process=f"engine:{model}", about=f"{model} answers the suite {name}",
+            config={**common, "model": model}, process=engine_process(recipe, model), asks=model,
+            about=f"{model} answers the suite {name}",
         )  # fmt: skip
     judged = isinstance(spec, JUDGED)
     judgements = []
@@ -65,7 +66,7 @@ def _answered(recipe: Recipe, name: str, spec: SuiteSpec) -> Iterator[Step]:
         opponents = {f"eval.suite.{name}.answer.{m}" for m in (model, getattr(spec, "baseline", model))}
         yield Step(
             name=judgements[-1], verb="eval", folder=f"eval/suite/{name}.judge.{model}", row_type=SuiteResult, files=files,
-            inputs=(*sorted(opponents), *made), models=outside, process=f"engine:{judge}",
+            inputs=(*sorted(opponents), *made), models=outside, process=engine_process(recipe, judge), asks=judge,
             config={**common, **wording, **dump(spec, "path", "models", "max_tokens"), "model": model},
             about=f"{judge} judges the answers of {model} in {name}",
         )  # fmt: skip

@@ -31,7 +31,7 @@ from align.recipe.schema import Recipe, StageSpec
 from align.steps.asked import splits, task_types, written_languages
 from align.steps.judges import REWARD_ROLES, answers_judge, collected_names, judge_needs, judge_seed, trained_judges
 from align.steps.outside import dump, engine_config, load_prompts, model_path
-from align.steps.step import Step, evaluated, uses
+from align.steps.step import Step, engine_process, evaluated, uses
 from align.steps.suite_table import suite_steps
 
 # Raised when the meaning of rows or of a step's work changes: everything is made anew.
@@ -55,7 +55,7 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
     from data_gen.taxonomy import shipped_taxonomy
 
     base = (model_path(recipe.models[BASE_MODEL]),)
-    process = f"engine:{BASE_MODEL}"
+    process = engine_process(recipe, BASE_MODEL)
     written = {"seed": recipe.seed, "engine": engine_config(recipe), "templates": load_prompts(recipe).fingerprint()}
     corpus_files = tuple(expand_paths(recipe.corpus.paths, "corpus.paths"))
     gates = {"filters": recipe.quality.filters, "near_duplicates": recipe.quality.near_duplicates}
@@ -165,7 +165,7 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
         samples.append(f"stage{k}.sample.{model}")
         yield Step(
             name=samples[-1], verb="sample", stage=k, folder=f"stage{k}/sample/{model}", row_type=Response,
-            inputs=("evolve", *made), models=outside, process=f"engine:{model}",
+            inputs=("evolve", *made), models=outside, process=engine_process(recipe, model), asks=model,
             config={**sampling, "engine": engine_config(recipe), "seed": recipe.seed, "split": stage.name, "model": model},
             about=f"{stage.sample.n} responses per prompt from {model}",
         )  # fmt: skip
@@ -227,7 +227,7 @@ def _evaluation_steps(recipe: Recipe) -> Iterator[Step]:
         samples.append(f"eval.sample.{model}")
         yield Step(
             name=samples[-1], verb="eval", folder=f"eval/sample/{model}", row_type=Response,
-            inputs=("evolve", *made), models=outside, process=f"engine:{model}",
+            inputs=("evolve", *made), models=outside, process=engine_process(recipe, model), asks=model,
             config={**sampling, "engine": engine_config(recipe), "seed": recipe.seed, "split": "heldout", "model": model},
             about=f"{model} answers the held-out prompts",
         )  # fmt: skip

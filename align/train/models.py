@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from align.core.errors import StepError, UserError
@@ -128,6 +128,8 @@ def save_model(
     temporary = output.with_name(f".{output.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    # The trainer turned it off, and whoever generates with the folder wants it.
+    model.config.use_cache = getattr(AutoConfig.from_pretrained(source, local_files_only=True), "use_cache", True)
     model.save_pretrained(temporary)
     for pattern in COMPANIONS:
         for path in source.glob(pattern):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from align.core.chat import Chat
 from align.engines.openai_engine import OpenAIEngine
@@ -59,6 +62,30 @@ left = engine._llm.llm_engine.has_unfinished_requests()
 info = engine.info
 engine.close()
 Path(answered).write_bytes(pickle.dumps((batches, left, info)))
+"""
+# Answers with one model's engine, with another's weights in it, with the first's again, and with an engine of the other's.
+TAKES = f"""
+import pickle, sys
+from pathlib import Path
+from align.engines.vllm_engine import VllmEngine
+
+one, other, stranger, asked, answered = map(Path, sys.argv[1:])
+requests = pickle.loads(asked.read_bytes())
+def answers(engine):
+    return {{a.request_id: a.completions for a in engine.generate(requests)}}
+def start(model):
+    return VllmEngine(model, dtype="bfloat16", max_model_len={MAX_MODEL_LEN})
+engine = start(one)
+found = [answers(engine)]
+assert not engine.take_weights(stranger)
+for model in (other, one):
+    assert engine.take_weights(model)
+    found.append(answers(engine))
+engine.close()
+engine = start(other)
+found.append(answers(engine))
+engine.close()
+answered.write_bytes(pickle.dumps(found))
 """
 
 
@@ -133,6 +160,34 @@ def check_first_logprobs(folder: Path, request: Request, answered: Answered) -> 
         assert len(tokens) == 20 and list(values) == sorted(values, reverse=True)
         assert list(values) == pytest.approx(wanted[list(tokens)].tolist(), abs=0.2)
         assert tokens[0] == int(wanted.argmax())
+
+
+def test_an_engine_goes_on_with_other_weights(smollm2_path: Path, chat: Chat, tmp_path: Path) -> None:
+    other, stranger = tmp_path / "other", tmp_path / "stranger"
+    for folder in (other, stranger):
+        shutil.copytree(smollm2_path, folder)
+    weights = load_file(other / "model.safetensors")
+    noise = torch.Generator().manual_seed(0)
+    for name, tensor in weights.items():
+        moved = tensor.float() + 0.03 * tensor.float().std() * torch.randn(tensor.shape, generator=noise)
+        weights[name] = moved.to(tensor.dtype)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((stranger / "config.json").read_text())
+    (stranger / "config.json").write_text(json.dumps(config | {"rope_theta": 5.0, "rms_norm_eps": 0.1}))
+    requests = [
+        Request(
+            id=text, prompt_ids=tuple(chat.prompt_ids([{"role": "user", "content": text}])), n=1, seed=11,
+            sampling=Sampling(temperature=0, max_tokens=32), top_logprobs=5,
+        )
+        for text in ("Tell a story.", "Why is the sky blue?", "Name three rivers.", "Say hi.")
+    ]  # fmt: skip
+    asked, answered = tmp_path / "asked", tmp_path / "answered"
+    asked.write_bytes(pickle.dumps(requests))
+    command = [sys.executable, "-c", TAKES, *map(str, (smollm2_path, other, stranger, asked, answered))]
+    subprocess.run(command, check=True, timeout=540)
+    first, taken, back, started = pickle.loads(answered.read_bytes())
+    assert taken == started, "the other model's answers depend on what the engine held before"
+    assert back == first != taken
 
 
 def test_vllm_in_process(smollm2_path: Path, chat: Chat, requests: list[Request], likely: Request, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from align.core.chat import Chat, ChatError
 from align.core.errors import StepError, UserError
@@ -26,6 +28,7 @@ from align.engines.openai_engine import OpenAIEngine
 from align.engines.protocol import Answered, Completion, EngineInfo, Request, Sampling
 from align.engines.replay import ReplayEngine, from_record, to_record
 from align.engines.transformers_engine import TransformersEngine, choose
+from align.engines.weights import only_weights_differ
 from tests.jobs import complete, failed, run_job, said
 
 TEMPLATE = (
@@ -983,3 +986,44 @@ def test_engines_import_without_heavy_packages() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "same"),
+    [
+        ("config.json", {"transformers_version": "9", "use_cache": False, "_name_or_path": "x"}, True),
+        ("generation_config.json", {"transformers_version": "9"}, True),
+        ("config.json", {"rms_norm_eps": 0.5}, False),
+        ("config.json", {"rope_parameters": {"rope_theta": 5.0}}, False),
+        ("generation_config.json", {"eos_token_id": 1}, False),
+        ("tokenizer_config.json", {"eos_token": "<pad>"}, False),
+        ("tokenizer.json", {"more": 1}, False),
+    ],
+)
+def test_only_weights_differ(tiny: Path, tmp_path: Path, file: str, change: dict[str, Any], same: bool) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    path = other / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | change))
+    assert only_weights_differ(tiny, other, any_dtype=True) == same
+
+
+def test_other_dtypes_tensors_and_quantized_weights(tiny: Path, tmp_path: Path) -> None:
+    def other(name: str, **change: Any) -> Path:
+        shutil.copytree(tiny, tmp_path / name)
+        config = tmp_path / name / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | change))
+        return tmp_path / name
+
+    half = other("half", dtype="bfloat16")
+    assert only_weights_differ(tiny, half, any_dtype=True)
+    assert not only_weights_differ(tiny, half, any_dtype=False), "an engine with dtype auto computes in it"
+    quantized = other("quantized", quantization_config={"bits": 4})
+    assert not only_weights_differ(quantized, quantized, any_dtype=True)
+    fewer = other("fewer")
+    weights = load_file(fewer / "model.safetensors")
+    name, tensor = sorted(weights.items())[0]
+    save_file({**weights, name: tensor[:1].clone()}, fewer / "model.safetensors")
+    assert not only_weights_differ(tiny, fewer, any_dtype=True)
+    save_file({key: value for key, value in weights.items() if key != name}, fewer / "model.safetensors")
+    assert not only_weights_differ(tiny, fewer, any_dtype=True)

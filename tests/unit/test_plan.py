@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from align.recipe.schema import NEEDS_REFERENCE
 from align.runner import Run, _next_group, command_of
 from align.steps.context import Context, Process
 from align.steps.estimate import estimates, print_plan
+from align.steps.step import engine_process
 from align.steps.table import Planned, build_steps, plan_steps
 
 TEXT = """\
@@ -325,6 +327,17 @@ def test_groups_share_a_process_and_cover_every_step_once(project: Project) -> N
     assert sorted(done) == sorted(EVERYTHING)
     base = next(g for g in groups if "taxonomy" in g)
     assert "instruct" in base and "evolve" in base, "one start of the base model's engine writes the data"
+
+
+def test_one_engine_serves_a_model_and_all_that_were_trained_from_it(project: Project) -> None:
+    recipe = load_recipe(project.folder / "recipe.yaml", ["stages.1.train.snapshots=2"])
+    shared = {engine_process(recipe, name) for name in ("base", "M0", "M1", "M2@1", "M2")}
+    assert shared == {"engine:base"} and engine_process(recipe, "other") == "engine:other"
+    shutil.rmtree(project.run_dir / "eval")
+    group = [p.step for p in _next_group(project.plan(), None)]
+    asked = [step.asks for step in group]
+    assert {"base", "M0", "M1", "M2"} <= {*asked}
+    assert len([model for model, _ in groupby(asked)]) == len({*asked}), "weights change once for each model"
 
 
 def test_commands_of_steps(project: Project) -> None:

@@ -358,6 +358,7 @@ def test_saved_folder_is_complete(dtype: torch.dtype, tmp_path: Path) -> None:
     out = tmp_path / "out"
     model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert model.dtype == dtype and json.loads((out / "config.json").read_text())["dtype"] == str(dtype).split(".")[1]
+    assert model.config.use_cache, "the trainer's own setting"
     assert model.generation_config.temperature == 0.7
     assert AutoTokenizer.from_pretrained(out).chat_template == TEMPLATE
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
