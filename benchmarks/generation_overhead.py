@@ -53,6 +53,11 @@ class Watched(VllmEngine):
 
         yield from super().generate(noted())
 
+    def forget(self) -> None:
+        """Empty the prefix cache."""
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache")
+
 
 def subjects() -> list[Subject]:
     """Units of the quickstart's documents: their most central sentences."""

@@ -237,7 +237,7 @@ def test_arms_differ_in_stages_alone_and_labels_have_their_own_documents(plan: P
 
 def test_overrides_hold_in_every_arm(tmp_path: Path) -> None:
     plan = Plan(STUDY, tmp_path, load_study(STUDY), ("stages.0.train.learning_rate=1.0e-6", "evaluation.max_prompts=5"))
-    recipe = plan.arm_recipe("three-stages-simpo", 3)
+    recipe = plan.arm_recipe("three-stages-dpo", 3)
     assert [s.train.learning_rate for s in recipe.stages] == [1e-6] * 3 and recipe.seed == 3
     assert recipe.evaluation.max_prompts == 5 == plan.labels_recipe(3).evaluation.max_prompts
     with pytest.raises(UserError, match="selector: a study trains both"):
@@ -482,12 +482,12 @@ def two_arms() -> list[ArmRun]:
 
 def test_partial_results_say_so(plan: Plan, tmp_path: Path) -> None:
     found = study_results(plan, two_arms())
-    assert (found["asked"], found["finished"], len(found["missing"])) == (18, 4, 14)
+    assert (found["asked"], found["finished"], len(found["missing"])) == (14, 4, 10)
     write_page(tmp_path, found)
     text = (tmp_path / "RESULTS.md").read_text()
-    assert "**Partial results: 14 of 18 runs are missing.**" in text and "- two-stages-dpo, seed 102: not run yet" in text
+    assert "**Partial results: 10 of 14 runs are missing.**" in text and "- two-stages-dpo, seed 102: not run yet" in text
     assert re.search(r"^1\. Primary claim\. DPO: three fresh stages .*\*\*supported\*\*, 1\.000 \(", text, re.M)
-    assert re.search(r"^4\. Not decided among the other claims \(10\)", text, re.M)
+    assert re.search(r"^4\. Not decided among the other claims \(8\)", text, re.M)
     assert len([line for line in text.splitlines() if re.match(r"\d\. ", line)]) == 5
     assert json.loads((tmp_path / "results.json").read_text())["arms"]["two-stages-dpo"] is None
     for name in re.findall(r"\]\((pictures/[^)]+)\)", text):
@@ -539,15 +539,15 @@ def test_a_failed_arm_stops_no_other(plan: Plan, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(run, "read_run", lambda plan, arm, seed: done.get((arm, seed)))
     assert run_study(STUDY, plan.out, 2, [], 2, said.append) == 1
     text = (plan.out / "RESULTS.md").read_text()
-    assert len(done) == 15 and "3 of 18 runs are missing" in text
+    assert len(done) == 11 and "3 of 14 runs are missing" in text
     assert "- one-stage-simpo, seed 102: failed with code 2: no pair" in text and "- two-stages-dpo, seed 101: busy" in text
-    assert any("of 18 runs done" in line and "min left" in line for line in said)
+    assert any("of 14 runs done" in line and "min left" in line for line in said)
     assert f"align study {STUDY} --seeds 2 --out {plan.out} --jobs 2" in text
     said.clear()
     monkeypatch.setattr(run, "_start", lambda *args: pytest.fail("a finished run was started again"))
     done |= {(arm, seed): arm_run(arm, seed, [[0.0, 1.0], [1.0, 2.0]]) for arm in plan.spec.arms for seed in (101, 102)}
     assert run_study(STUDY, plan.out, 2, [], 2, said.append) == 0
-    assert "18 of 18 runs stand, 0 to do" in said[2] and "Partial" not in (plan.out / "RESULTS.md").read_text()
+    assert "14 of 14 runs stand, 0 to do" in said[2] and "Partial" not in (plan.out / "RESULTS.md").read_text()
 
 
 def test_processes_end_when_the_study_is_interrupted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
