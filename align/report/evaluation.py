@@ -159,7 +159,8 @@ def wins_finding(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
         ):  # fmt: skip
             by = [ROLES[role] for role, one in placed if one == place]
             if by:
-                parts.append(f"{words} by {'every reward model' if len(by) == len(placed) > 1 else listed(by)}")
+                everyone = "any reward model" if place == "open" else "every reward model"
+                parts.append(f"{words} by {everyone if len(by) == len(placed) > 1 else listed(by)}")
         clauses.append(f"{listed(models)} {are} {', '.join(parts)}")
     end = f" At equal length the lead is not sure for {listed(lost)}." if lost else ""
     return f"{'; '.join(clauses)}.{end}"

@@ -147,6 +147,8 @@ def test_models_that_stand_alike_share_a_sentence() -> None:
     assert wins_finding(rows, "M0") == (
         "M1 is ahead of M0 by every reward model; M2 is ahead of M0 by the selector, not told apart from M0 by gold."
     )
+    open_by_all = [won("M1", by, OPEN, OPEN_EQUAL) for by in ("selector", "gold")]
+    assert wins_finding(open_by_all, "M0") == "M1 is not told apart from M0 by any reward model."
     three = [won("M1", "selector", UP, UP_EQUAL), won("M1", "validator", UP, UP_EQUAL), won("M1", "gold", DOWN, OPEN_EQUAL)]
     assert wins_finding(three, "M0") == "M1 is ahead of M0 by the selector and the validator, behind M0 by gold."
     assert wins_finding([won("M1", "selector", DOWN, OPEN_EQUAL)], "M0") == "M1 is behind M0 by the selector."
