@@ -171,19 +171,19 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from align.runner import execute
+    from align.runner import Run, execute
 
-    if args.command == "eval" and args.models:
-        from align.evaluating import model_overrides
-
-        if args.suite is None:
-            raise UserError("--models goes with a suite: align eval SUITE --models M0 M2")
-        args.set = [*args.set, *model_overrides(args.suite, args.models)]
+    if args.command == "eval" and args.models and args.suite is None:
+        raise UserError("--models goes with a suite: align eval SUITE --models M0 M2")
     run = open_run(args)
+    if args.command == "eval" and args.suite is not None and args.suite not in (suites := run.recipe.evaluation.suites):
+        raise UserError(f"align eval {args.suite}: evaluation.suites has {', '.join(suites) or 'none'}")
+    if args.command == "eval" and args.models:
+        from align.evaluating import with_models
+
+        run = Run(with_models(run.recipe, args.suite, args.models), run.run_dir)
     wanted = None if args.command == "run" else wanted_steps(run, args.command, getattr(args, "stage", 0))
     if args.command == "eval" and args.suite is not None:
-        if args.suite not in (suites := run.recipe.evaluation.suites):
-            raise UserError(f"align eval {args.suite}: evaluation.suites has {', '.join(suites) or 'none'}")
         own = f"eval.suite.{args.suite}"
         wanted = [name for name in wanted or () if name == own or name.startswith(f"{own}.")]
     count = execute(run, wanted, lambda line: print(line, flush=True))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from align.comparing_text import SIDES, comparison_lines
 from align.core.artifact import Manifest, read_rows, write_json
 from align.core.errors import UserError
 from align.core.hashing import fingerprint
@@ -20,24 +23,32 @@ from align.evaluate.metrics import mean_with_interval
 from align.evaluate.suite import summarize
 from align.evaluate.table import per_prompt
 from align.evaluate.win_rates import compare_scores, win_rate
-from align.report.artifacts import DONE, GOLD, ROLES, StepRecord, at, read_recipe, record, step_names
+from align.report.artifacts import DONE, GOLD, ROLES, StepRecord, at, fresh, read_recipe, record, step_names
 
 Say = Callable[[str], None]
-SIDES = ("A", "B")
+Told = Callable[[str], Any]  # what stands for a file or folder outside of the runs: its content, or its path
 SEED = 17  # of the bootstraps
-CUT = 60  # characters of a value of a recipe that are shown
-DAMAGED, ABSENT = "damaged", "(not there)"
+DAMAGED, STALE = "damaged", "stale"
 _SHARED = {"corpus": "documents", "evolve": "prompts", "sft.data": "SFT examples", "reward.data": "reward pairs"}
-_SPEED = ("layout", "backend", "train", "path")  # of a reward model's section: not what it says, or told by its weights
+_SPEED = ("layout", "backend", "train")  # of a reward model's section: not what it says, or told by its weights
+_OUTSIDE = ("path", "references")  # of a reward model's section: files or folders
 
 
 @dataclass(frozen=True)
 class Side:
-    """A run that is compared; a step of which files are missing has no manifest either."""
+    """A run that is compared.
+
+    Attributes:
+        run_dir: its folder.
+        recipe: as it was written there.
+        steps: by name; one that is damaged or stale has no manifest either.
+        hashes: SHA-256 of files outside of the run, by path, as it last read them.
+    """
 
     run_dir: Path
     recipe: dict[str, Any]
     steps: dict[str, StepRecord]
+    hashes: dict[str, str]
 
     def manifest(self, step: str) -> Manifest | None:
         """Of a finished step."""
@@ -49,12 +60,19 @@ class Side:
         manifest = self.manifest(step)
         return at(manifest.metrics, *keys) if manifest else None
 
+    def content(self, path: str) -> dict[str, str] | None:
+        """SHA-256 of a file outside of the run, or of a folder's files by name; None where the run recorded none."""
+        place = str(Path(path).resolve())
+        files = {name: value for name, value in self.hashes.items() if place in (name, str(Path(name).parent))}
+        return {name[len(place) :]: value for name, value in files.items()} or None
+
 
 def compare_runs(a: Path, b: Path, say: Say, json_out: Path | None = None) -> dict[str, Any]:
     """Print two runs side by side, and return all that was found.
 
-    Steps that are not finished, or of which files are missing, are said to be so and compared no further. Differences are
-    A less B; their intervals are 95 % bootstraps over the prompts, or the items, that both runs have.
+    Steps that are not finished, of which files are missing, or which were made of what is no longer there, are said to be so
+    and compared no further. Differences are A less B; their intervals are 95 % bootstraps over the prompts, or the items,
+    that both runs have.
 
     Args:
         a: a run's folder.
@@ -80,7 +98,7 @@ def compare_runs(a: Path, b: Path, say: Say, json_out: Path | None = None) -> di
         found["evaluation"] = list(_evaluation(sides, {r["role"]: r["same"] for r in found["reward_models"]}))
         suites = dict.fromkeys(name for side in sides for name in at(side.recipe, "evaluation", "suites") or ())
         found["suites"] = [entry for name in suites for entry in _suite(sides, name)]
-        lines = list(_lines(found))
+        lines = list(comparison_lines(found))
         if json_out is not None:
             write_json(json_out, found)
     except (LookupError, TypeError, AttributeError, ValueError, pa.ArrowException) as error:
@@ -102,10 +120,22 @@ def _side(run_dir: Path) -> Side:
     for folder in (f for pattern in ("reward/*", "stage*/collected", "eval/suite/*") for f in sorted(run_dir.glob(pattern))):
         if manifest := Manifest.load(folder):
             steps[manifest.step] = StepRecord(manifest.step, folder, DONE, manifest)
+    known: dict[str, bool] = {}
     for name, step in steps.items():
         if step.manifest is not None and not step.manifest.complete(step.folder):
             steps[name] = replace(step, state=DAMAGED, manifest=None)
-    return Side(run_dir, recipe, steps)
+        elif step.manifest is not None and not fresh(run_dir, name, known):
+            steps[name] = replace(step, state=STALE, manifest=None)
+    return Side(run_dir, recipe, steps, _hashes(run_dir))
+
+
+def _hashes(run_dir: Path) -> dict[str, str]:
+    """What the run remembers of outside files; a run works without, and then paths are compared, which the output says."""
+    try:
+        remembered = json.loads((run_dir / ".hashes.json").read_text(encoding="utf-8"))
+        return {path: str(value) for path, (_, value) in remembered.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def flattened(value: Any, key: str = "") -> dict[str, Any]:
@@ -193,47 +223,66 @@ def _training(sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
         yield entry
 
 
-def _model(side: Side, name: str) -> Any:
-    """What tells whether a model's name means the same in two runs: its section, or the files of its training."""
+def _same(sides: Sequence[Side], describe: Callable[[Side, str, Told], Any], name: str) -> tuple[bool, bool]:
+    """Whether `describe` says the same of a name in both runs, and whether by the paths of outside files, not by content."""
+    unknown: list[str] = []
+
+    def content(side: Side, path: str) -> dict[str, str] | None:
+        found = side.content(path)
+        unknown.extend([] if found else [path])
+        return found
+
+    found = [describe(side, name, partial(content, side)) for side in sides]
+    if unknown:
+        found = [describe(side, name, str) for side in sides]
+    return fingerprint(found[0]) == fingerprint(found[1]), bool(unknown)
+
+
+def _model(side: Side, name: str, told: Told) -> Any:
+    """What tells whether a model's name means the same in two runs: its folder, or the files of its training."""
     if outside := at(side.recipe, "models", name):
-        return outside
+        return {**outside, "path": told(outside["path"])} if outside.get("path") else outside
     stages = [at(stage, "name") for stage in at(side.recipe, "stages") or ()]
     stage = name.split("@")[0]
     step = side.manifest(f"stage{stages.index(stage) + 1}.train" if stage in stages else "sft")
     return [name, step.digest() if step else str(side.run_dir)]  # what is not there is like nothing else
 
 
-def _judge(side: Side, role: str) -> list[Any] | None:
-    """What decides a reward model's scores, as far as the run folder knows; None where it is not trained yet."""
+def _judge(side: Side, role: str, told: Told) -> list[Any] | None:
+    """What decides a reward model's scores; None where its training does not stand."""
     spec = at(side.recipe, "reward_models", role)
     parts = [(f"{role}.{i}", member) for i, member in enumerate(spec.get("members") or ())] or [(role, spec)]
-    found: list[Any] = [{key: value for key, value in spec.items() if key not in ("members", *_SPEED)}]
+    found: list[Any] = [{key: value for key, value in spec.items() if key not in ("members", *_SPEED, *_OUTSIDE)}]
     for name, part in parts:
-        made_of: Any = part.get("path")
+        # A column's file has the step in its name.
+        made_of: Any = [told(part[key].replace("{step}", "eval")) if part.get(key) else None for key in _OUTSIDE]
         if part.get("train"):
             if (manifest := side.manifest(f"reward.{name}")) is None:
                 return None
             made_of = {file: of["sha256"] for file, of in manifest.files.items() if file.startswith("model/")}
-        judge = _model(side, part["model"]) if part.get("model") else None
-        found.append([{key: value for key, value in part.items() if key not in _SPEED}, made_of, judge])
+        judge = _model(side, part["model"], told) if part.get("model") else None
+        found.append([{key: value for key, value in part.items() if key not in (*_SPEED, *_OUTSIDE)}, made_of, judge])
     return found
 
 
 def _reward_models(sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
-    """For each role whether its scores in one run compare with those in the other, and why not."""
+    """For each role whether its scores in one run compare with those in the other, why not, and what that rests on."""
     for role in (*ROLES, GOLD):
         specs = [at(side.recipe, "reward_models", role) for side in sides]
         if not any(specs):
             continue
-        judges = [_judge(side, role) if spec else None for side, spec in zip(sides, specs, strict=True)]
-        reason = ""
-        if None in judges:
-            reason = "one of the runs has none, or has not trained it yet"
-        elif fingerprint(judges[0]) != fingerprint(judges[1]):
-            reason = "the two runs have different ones, so their scores do not compare"
-        elif any(spec.get("length_calibration") for spec in specs):
-            reason = "its length calibration is fitted in each run anew, so scores do not compare"
-        yield {"role": role, "same": not reason, "reason": reason}
+        reason, by_path = "", False
+        if not all(specs) or None in [_judge(side, role, str) for side in sides]:
+            reason = "one of the runs has none, or has not trained it as its recipe says"
+        else:
+            same, by_path = _same(sides, _judge, role)
+            if not same:
+                how = " (by settings and paths, since contents are not recorded)" if by_path else ""
+                reason = f"the two runs have different ones{how}, so their scores do not compare"
+            elif any(spec.get("length_calibration") for spec in specs):
+                reason = "its length calibration is fitted in each run anew, so scores do not compare"
+        note = "taken for the same by its path; the runs do not record its content" if by_path else ""
+        yield {"role": role, "same": not reason, "reason": reason, "note": note}
 
 
 def _evaluation(sides: Sequence[Side], same: Mapping[str, bool]) -> Iterator[dict[str, Any]]:
@@ -264,13 +313,15 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _suite(sides: Sequence[Side], name: str) -> Iterator[dict[str, Any]]:
-    """A suite's means in both runs, and the paired change over the items that are the same, unless a note says why not."""
+    """A suite's means in both runs, and the paired change over the items that are the same, with a note on what that rests
+    on; where numbers do not compare there is no change, and the note says why."""
     step = f"eval.suite.{name}"
     tables = [side.metrics(step, "metrics") or {} for side in sides]
     note = _not_graded_alike(sides, name)
     rows: list[list[SuiteResult]] = [[], []]
     if all(tables) and not note:
         rows = [list(read_rows(side.steps[step].folder, SuiteResult)) for side in sides]
+        note = "; ".join(_on_trust(sides, name))
     for model in dict.fromkeys(model for table in tables for of in table.values() for model in of):
         items = _same_items(sides, name, model, rows)
         # A stands last: changes are against the first.
@@ -288,17 +339,46 @@ def _suite(sides: Sequence[Side], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _not_graded_alike(sides: Sequence[Side], name: str) -> str:
-    """Why numbers of a suite do not compare; empty where they do."""
-    specs = [at(side.recipe, "evaluation", "suites", name) or {} for side in sides]
+    """Why numbers of a suite do not compare; empty where nothing is known to differ."""
+    specs = [at(side.recipe, "evaluation", "suites", name) for side in sides]
+    if not all(specs):
+        return "only one of the recipes has it"
     keys = ("kind", "lang", "references", "penalty", "failures", "judge", "judge_tokens", "baseline", "max_length")
     if differ := [key for key in keys if specs[0].get(key) != specs[1].get(key)]:
-        return f"not graded alike ({', '.join(differ)} differ)" if all(specs) else ""
-    for key, what in (("judge", "judges"), ("baseline", "baselines")):
-        if specs[0].get(key) and fingerprint(_model(sides[0], specs[0][key])) != fingerprint(
-            _model(sides[1], specs[1][key])
-        ):
-            return f"not graded alike (the {what} are different models of one name)"
+        return f"not graded alike ({', '.join(differ)} differ)"
+    for key in ("judge", "baseline"):
+        if specs[0].get(key) and not _same(sides, _model, specs[0][key])[0]:
+            return f"not graded alike (the {key}s are different models of one name)"
+    for what, recorded in _recorded(sides, name):
+        if None not in recorded and recorded[0] != recorded[1]:
+            return f"not graded alike (the {what} differs)"
     return ""
+
+
+def _on_trust(sides: Sequence[Side], name: str) -> Iterator[str]:
+    """What is taken to be the same in a suite although the runs do not record it."""
+    spec = at(sides[0].recipe, "evaluation", "suites", name)
+    for key in ("judge", "baseline"):
+        if spec.get(key) and _same(sides, _model, spec[key])[1]:
+            yield f"its {key} is taken for the same by its path"
+    yield from (f"not recorded in both runs: the {what}" for what, of in _recorded(sides, name) if None in of)
+
+
+def _recorded(sides: Sequence[Side], name: str) -> Iterator[tuple[str, list[Any]]]:
+    """What a suite was graded with beside its recipe, in both runs; None where a run does not tell."""
+    specs = [at(side.recipe, "evaluation", "suites", name) for side in sides]
+    manifests = [side.metrics(f"eval.suite.{name}") or {} for side in sides]
+    if specs[0].get("path"):
+        # Without one in the manifest, what the run last read there; it may have changed after the suite was graded.
+        yield (
+            "suite's file",
+            [
+                of.get("file_sha256") or at(side.content(spec["path"]), "")
+                for side, of, spec in zip(sides, manifests, specs, strict=True)
+            ],
+        )
+    if specs[0].get("judge"):
+        yield "wording of the judge's questions", [of.get("wording") for of in manifests]
 
 
 def _same_items(sides: Sequence[Side], name: str, model: str, rows: Sequence[Sequence[SuiteResult]]) -> set[str]:
@@ -313,84 +393,3 @@ def _same_items(sides: Sequence[Side], name: str, model: str, rows: Sequence[Seq
         asked.append({row.item_id: [m["content"] for m in row.messages if m["role"] == "user"] for row in held})
     # A conversation that broke off has fewer turns.
     return {i for i, said in asked[0].items() if said and (other := asked[1].get(i)) and all(map(str.__eq__, said, other))}
-
-
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """All of it as text."""
-    for letter, run in zip(SIDES, found["runs"], strict=True):
-        yield f"{letter}: {run['name']}, {run['folder']}"
-    recipe = found["recipe"]
-    values = [(key, *map(_cut, of)) for key, of in recipe["differ"].items()]
-    values += [(key, _cut(value), ABSENT) for key, value in recipe["only_a"].items()]
-    values += [(key, ABSENT, _cut(value)) for key, value in recipe["only_b"].items()]
-    yield from _grid("recipe, where it differs", ("", *SIDES), values)
-    yield from _step_lines(found["steps"])
-    shared = [(of["what"], *(_count(of[key]) for key in (*SIDES, "both"))) for of in found["shared"]]
-    yield from _grid("rows, by id", ("", *SIDES, "in both"), shared)
-    numbers = [(name, letter) for name in ("loss", "accuracy", "margin") for letter in SIDES]
-    trained = [(of["step"], *(_number(of[letter][name]) for name, letter in numbers)) for of in found["training"]]
-    yield from _grid("training, at its end", ("", *(f"{name} {letter}" for name, letter in numbers)), trained)
-    yield ""
-    yield from (f"{of['role']}: {of['reason']}" for of in found["reward_models"] if not of["same"])
-    heads = ("mean A", "mean B", "A less B")
-    judged = [
-        (of["model"], of["by"], *_means(of, "prompts"), _interval(of["win_rate"], "win_rate")) for of in found["evaluation"]
-    ]
-    yield from _grid("held-out prompts", ("", "by", *heads, "prompts", "A wins"), judged)
-    graded = [(of["suite"], of["metric"], of["model"], *_means(of, "items")) for of in found["suites"]]
-    yield from _grid("suites", ("", "metric", "model", *heads, "items"), graded)
-    yield from dict.fromkeys(f"{of['suite']}: {of['note']}" for of in found["suites"] if of["note"])
-
-
-def _means(of: Mapping[str, Any], unit: str) -> list[str]:
-    return [*(_interval(of[key]) for key in (*SIDES, "difference")), _count(at(of["difference"], unit))]
-
-
-def _step_lines(steps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    keys = ("rows", "rejected", "seconds", "tokens")
-    rows = []
-    for step in steps:
-        cells = {
-            letter: (
-                _count(of["rows"]), _count(sum(of["rejects"].values())), f"{of['seconds']:,.0f}", _count(of["tokens"])
-            ) if "rows" in of else (of["state"], "", "", "")
-            for letter, of in ((letter, step[letter]) for letter in SIDES)
-        }  # fmt: skip
-        same = {True: "the same", False: "differ", None: ""}[step["same"]]
-        rows.append((step["step"], *(cells[letter][i] for i in range(len(keys)) for letter in SIDES), same))
-    yield from _grid("steps", ("", *(f"{key} {letter}" for key in keys for letter in SIDES), "files"), rows)
-    for step in steps:
-        ours, theirs = (step[letter].get("rejects") for letter in SIDES)
-        if ours is not None and theirs is not None and ours != theirs:
-            reasons = [f"{name} {ours.get(name, 0):,} | {theirs.get(name, 0):,}" for name in sorted({*ours, *theirs})]
-            yield f"{step['step']} rejected: {', '.join(reasons)}"
-
-
-def _grid(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table with its title in the first head; the first column to the left, the others to the right."""
-    lines = [(title, *heads[1:]), *rows] if rows else [(f"{title}: nothing",)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    yield ""
-    for line in lines:
-        yield "  ".join(f"{c:>{w}}" if i else f"{c:{w}}" for i, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
-
-
-def _cut(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= CUT else f"{text[:CUT]}… (+{len(text) - CUT})"
-
-
-def _count(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _interval(value: Mapping[str, Any] | None, key: str = "mean") -> str:
-    """Mean and interval, - where there is none."""
-    if at(value, key) is None:
-        return "-"
-    low, high = (_number(at(value, end)) or "?" for end in ("low", "high"))
-    return f"{_number(at(value, key))} ({low} to {high})"

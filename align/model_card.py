@@ -24,7 +24,8 @@ from align.core.artifact import Manifest, write_text
 from align.core.errors import UserError
 from align.core.hashing import file_sha256
 from align.core.rows import LOWER_IS_BETTER
-from align.report.artifacts import GOLD, ROLES, at, columns_of, read_recipe, record
+from align.evaluating import compared_items, divergence_name
+from align.report.artifacts import GOLD, ROLES, at, columns_of, read_recipe, record, stands
 
 Say = Callable[[str], None]
 CARD = "README.md"
@@ -135,23 +136,6 @@ def _no_card(run_dir: Path, lineage: Sequence[Trained]) -> str:
     return "" if path.parent.is_dir() else f"{path.parent} is not there"
 
 
-def stands(run_dir: Path, step: str) -> bool:
-    """Whether a step is finished, its files are there, and its input steps still hold what it read.
-
-    The steps of an evaluation are followed down to the trained models.
-    """
-    found = record(run_dir, step)
-    if found.manifest is None or not found.manifest.complete(found.folder):
-        return False
-    for name, digest in found.manifest.inputs.items():
-        kind, _, rest = name.partition(".")
-        # An ensemble's members are called reward.selector.0 and lie in reward/selector.0.
-        now = Manifest.load(run_dir / "reward" / rest) if kind == "reward" else record(run_dir, name).manifest
-        if now is None or now.digest() != digest or (kind == "eval" and not stands(run_dir, name)):
-            return False
-    return True
-
-
 def card(run_dir: Path, recipe: Mapping[str, Any], lineage: Sequence[Trained]) -> str:
     """The text of the card of the last model of `lineage`."""
     model, missing = lineage[-1], list[str]()
@@ -244,15 +228,18 @@ def _evaluation(run_dir: Path, recipe: Mapping[str, Any], model: Trained, missin
         raw, compared = at(line, f"{role}_win_rate"), at(line, f"{role}_compared")
         wins.append({"by": role, "raw": raw, "compared": compared, "length": length})
     missing += [] if line else ["win rates: no evaluation of this model as it is now"]
-    missing += [] if kl else ["KL to other models"]
+    divergence = divergence_name(recipe)
+    missing += [] if kl else [f"{divergence} to other models"]
     if meter is None:
         missing.append("over-optimization: the meter was not run on this model as it is now")
+    elif meter.get("reason"):
+        missing.append(f"over-optimization: {meter['reason']}")
     elif meter["choice"] is None:
         missing.append("over-optimization: no gold reward model that took no part in choosing pairs")
     points = meter["points"] if meter else ()
     point = next((one for one in points if one["name"] == model.name), None)
     told = {key: metrics.get(key) for key in ("prompts", "baseline")}
-    return {"line": line, "wins": wins, "kl": kl, "meter": meter, "point": point, **told}
+    return {"line": line, "wins": wins, "kl": kl, "divergence": divergence, "meter": meter, "point": point, **told}
 
 
 def _roles(recipe: Mapping[str, Any]) -> list[str]:
@@ -276,6 +263,7 @@ def _suites(run_dir: Path, recipe: Mapping[str, Any], model: Trained, missing: l
                 missing += [f"{metric} of suite {name}"] if measured[-1:] == [name] else []
                 continue
             row = {"suite": name, "metric": metric, "first": first, "change": own["change"], "of": own}
+            row["compared"] = compared_items(own, metrics[metric][first])
             rows.append(row)
             edge = at(own["change"], "low" if metric in LOWER_IS_BETTER else "high")
             compared += edge is not None

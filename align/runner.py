@@ -69,8 +69,8 @@ def execute(run: Run, wanted: Sequence[str] | None, say: Say) -> int:
     with run_lock(run.run_dir) as lock:
         _check_space(run.run_dir)
         check_taxonomy(run.recipe)
-        check_suites(run.recipe)
         _build_builtins(run, say)
+        check_suites(run.recipe, [p.step.name for p in run.plan() if not p.done])
         write_text(run.run_dir / "recipe.yaml", dump_recipe(run.recipe))
         count = 0
         process = Process(run.recipe, run.run_dir, {s.name: s for s in run.steps()})
@@ -105,17 +105,13 @@ def _next_group(plan: list[Planned], wanted: Sequence[str] | None) -> list[Plann
     standing = {p.step.name for p in plan if p.done}
     todo = [p for p in plan if not p.done and (wanted is None or p.step.name in wanted)]
     group: list[Planned] = []
-    waiting: list[tuple[Step, Path]] = []
 
     def ready(planned: Planned) -> bool:
         return planned not in group and all(name in standing for name in planned.step.inputs)
 
-    for planned in todo:
-        waits = [file for file in planned.step.awaited if not file.is_file()]
-        if ready(planned) and waits:
-            waiting.append((planned.step, waits[0]))
-    late = {step.name for step, _ in waiting}
-    while joining := [p for p in todo if ready(p) and p.step.name not in late and _shares(p, group)]:
+    late = {p.step.name: [file for file in p.step.awaited if not file.is_file()] for p in todo}
+    waiting = [(p.step, late[p.step.name][0]) for p in todo if ready(p) and late[p.step.name]]
+    while joining := [p for p in todo if ready(p) and not late[p.step.name] and _shares(p, group)]:
         group.append(next((p for p in joining if group and p.step.asks == group[-1].step.asks), joining[0]))
         standing.add(group[-1].step.name)
     if waiting and not group:

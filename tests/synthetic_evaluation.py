@@ -184,7 +184,8 @@ def _result(
 ) -> SuiteResult:
     return SuiteResult(
         id=content_id("suite-result", model, item.id, metric, turn), item_id=item.id, model=model, category=item.category,
-        lang=item.lang, metric=metric, value=math.nan if failure else value, weight=weight, failure=failure, raw="",
+        lang=item.lang, metric=metric, key=str(turn), value=math.nan if failure else value, weight=weight, failure=failure,
+        raw="",
     )  # fmt: skip
 
 

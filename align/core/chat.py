@@ -16,6 +16,21 @@ from align.core.errors import UserError
 from align.core.rows import Message
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, with or without a chat template.
+
+    Raises:
+        UserError: there is none that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder}: no tokenizer that transformers can load ({reason})") from None
+
+
 class ChatError(ValueError):
     """This dialogue cannot be tokenised by the rules; the row is rejected with this text as its reason."""
 
@@ -37,13 +52,7 @@ class Chat:
         """
         import json
 
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{folder}: no tokenizer that transformers can load ({reason})") from None
+        tokenizer = load_tokenizer(folder)
         if not tokenizer.chat_template:
             raise UserError(
                 f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder (docs/models.md)"

@@ -61,6 +61,7 @@ MODEL_FILES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
     "adapter_config.json",
 )
@@ -71,7 +72,6 @@ SLOW_TOKENIZER_FILES = (
     "vocab.txt",
     "tokenizer.model",
     "spiece.model",
-    "special_tokens_map.json",
     "added_tokens.json",
 )
 

@@ -289,7 +289,8 @@ LOWER_IS_BETTER = ("nats_per_token",)  # of the metrics of `SuiteResult`
 class SuiteResult:
     """One number about one model's answer to one item of a suite; `value` is NaN where there is a `failure`.
 
-    `weight` is that of the item in the metric's mean; `raw` is what a judge said.
+    `key` is the turn or game of the item, empty where there is one; `weight` is that of the item in the metric's mean; `raw`
+    is what a judge said.
     """
 
     id: str
@@ -298,6 +299,7 @@ class SuiteResult:
     category: str
     lang: str
     metric: str
+    key: str
     value: float
     weight: float
     failure: str

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from align.core.hashing import MODEL_FILES, SLOW_TOKENIZER_FILES
+
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "use_cache")  # keys of config.json that change no answer
 DTYPE = ("dtype", "torch_dtype")
-WORDS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+# But config.json, which is compared by key, and the template: an engine is sent token ids.
+WORDS = tuple(sorted({*MODEL_FILES, *SLOW_TOKENIZER_FILES} - {"config.json", "chat_template.jinja"}))
+LARGE = ("tokenizer.json", "vocab.json", "added_tokens.json")
 
 
 def only_weights_differ(model: Path, other: Path, *, any_dtype: bool) -> bool:
@@ -38,8 +42,8 @@ def _json(path: Path, dropped: set[str]) -> dict[str, Any]:
 def _words(path: Path) -> Any:
     if not path.is_file():
         return None
-    # The large one is compared as it is; the small ones name the version of transformers that wrote them.
-    return path.read_bytes() if path.name == "tokenizer.json" else _json(path, {*NOT_COMPUTED})
+    # The small ones name the version of transformers that wrote them.
+    return _json(path, {*NOT_COMPUTED}) if path.suffix == ".json" and path.name not in LARGE else path.read_bytes()
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -19,10 +19,9 @@ PROMPTS = {
     "en": '{question}\n\nThink step by step. Then end with a line of "#### " and the number alone, such as #### 7.',
     "ko": '{question}\n\n단계별로 풀어 보세요. 그리고 마지막 줄에는 "#### " 뒤에 답을 숫자로만 쓰세요. 예: #### 7',
 }
-# lm-eval's filters strict-match and flexible-extract, and what its exact_match leaves out (lm_eval/tasks/gsm8k/gsm8k.yaml).
+# lm-eval's filters strict-match and flexible-extract (lm_eval/tasks/gsm8k/gsm8k.yaml).
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_IGNORED = re.compile(r",|\$|\.$")
 _REFERENCE = re.compile(r"####\s*(\S.*?)\s*$")
 _NUMBER = re.compile(r"-?[0-9][0-9,]*(\.[0-9]+)?")
 
@@ -44,12 +43,15 @@ def _item(record: Mapping[str, Any], where: str) -> Item:
     if stated is None or not _NUMBER.fullmatch(stated[1]):
         raise UserError(f"{where}: the answer has no number after ####; end it with a line like #### 42")
     lang = record.get("lang", "ko" if detect(question) == "ko" else "en")
-    if lang not in PROMPTS:
+    if not isinstance(lang, str) or lang not in PROMPTS:
         raise UserError(f"{where}: lang is {lang!r:.80}; write en or ko")
+    category = record.get("category")
+    if category is not None and not isinstance(category, str):
+        raise UserError(f"{where}: category is {category!r:.80}; write a text, or leave it out")
     return Item(
         id=id_of(record, "id", where) if "id" in record else content_id("exact_answer", question),
         turns=(PROMPTS[lang].format(question=question),),
-        category=str(record.get("category", "")),
+        category=category or "",
         lang=lang,
         data={"answer": stated[1]},
     )
@@ -72,4 +74,5 @@ def grade_exact_answer(item: Item, conversation: Conversation, finish_reason: st
 
 
 def _bare(number: str) -> str:
-    return _IGNORED.sub("", number)
+    """What lm-eval's exact_match compares: it takes out commas, then $, then a last point."""
+    return number.replace(",", "").replace("$", "").removesuffix(".")

@@ -44,7 +44,7 @@ def _item(record: Mapping[str, Any], where: str) -> Item:
         raise UserError(f"{where}: write in instruction_id_list at least one id, and in kwargs one object for each")
     arguments = []
     for instruction_id, values in zip(ids, given, strict=True):
-        if instruction_id not in _checkers():
+        if not isinstance(instruction_id, str) or instruction_id not in _checkers():
             raise UserError(f"{where}: no instruction {instruction_id!r:.80}; there are {', '.join(_checkers())}")
         if not isinstance(values, dict):
             raise UserError(f"{where}: the kwargs of {instruction_id} are {values!r:.80}; write an object, such as {{}}")
@@ -70,6 +70,11 @@ def _whole(value: Any) -> Any:
 
 def _problem(instruction_id: str, arguments: Mapping[str, Any]) -> str:
     """Why an instruction cannot be checked, or an empty text."""
+    for name in ("keywords", "forbidden_words"):
+        given = arguments.get(name, [])
+        # A checker would take a text letter by letter.
+        if not (isinstance(given, list) and all(isinstance(word, str) and word.strip() for word in given)):
+            return f"{name} must be a list of texts"
     before = random.getstate()
     try:
         _checker(instruction_id, arguments).check_following("a")

@@ -131,7 +131,7 @@ def _turns(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def _references(record: Mapping[str, Any], where: str, count: int) -> tuple[str, ...]:
     """`count` reference answers, an empty text for each that is null or not there."""
-    given = record.get("reference", record.get("references"))
+    given = record.get("references") if record.get("reference") is None else record["reference"]
     texts = [""] * count if given is None else given
     if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):
         raise UserError(f"{where}: there is a `reference` that is no list of texts and nulls, one for each turn")

@@ -1,8 +1,9 @@
 """The over-optimization meter: a proxy reward that keeps rising while the gold reward falls, seen over checkpoints.
 
 The proxy is the reward that training follows; the gold reward is held out of selecting and filtering. Distance is
-d = sqrt(KL) to the model the run began from. All comparisons are within prompts, and all intervals are percentile bootstraps
-over prompts. What comes out is ready for JSON: None where a number is undefined.
+d = sqrt(KL) to the model the run began from. All comparisons are within prompts. Intervals that decide (which checkpoint,
+when to stop, whether a step is over-optimized) are Student's t over prompts (`align.evaluate.metrics.t_interval`); bands of
+fitted curves are percentile bootstraps over prompts. What comes out is ready for JSON: None where a number is undefined.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from align.evaluate.metrics import Floats, bootstrap_interval, number, quantile_interval, resampled_means
+from align.evaluate.metrics import Floats, number, quantile_interval, resampled_means, t_interval
 
 LEVEL = 0.95
 FURTHEST = 3.0  # a peak further out than this many times the largest observed d is an extrapolation and is not given
@@ -34,6 +35,8 @@ class Checkpoint:
         fraction: of the stage's steps, in [0, 1].
         sqrt_kl: square root of KL(checkpoint || the model the run began from) in nats; NaN where it was not measured.
         sqrt_kl_interval: low and high of it.
+        parent: name of the checkpoint that its training went on from; None = the one before it. One that is not among those
+            before it, such as a model outside of the run's chain, is no parent.
         gold: prompt id -> gold reward, a prompt's mean over its responses; NaN or no entry where it is missing.
         proxy: the same with the proxy reward.
     """
@@ -46,6 +49,7 @@ class Checkpoint:
     gold: Mapping[str, float]
     proxy: Mapping[str, float]
     sqrt_kl_interval: tuple[float, float] | None = None
+    parent: str | None = None
 
     def __post_init__(self) -> None:
         if self.sqrt_kl < 0 or math.isinf(self.sqrt_kl):
@@ -72,10 +76,41 @@ def gains(checkpoints: Sequence[Checkpoint], reward: Reward) -> Floats:
     return values - values[0]
 
 
-def _paired(differences: Floats, *, seed: int, level: float = LEVEL) -> dict[str, Any]:
+def parents(names: Sequence[str], given: Sequence[str | None]) -> list[int | None]:
+    """Index of the model that each went on from, in the order of training; None for the first and where it is not before it.
+
+    Args:
+        names: of the models.
+        given: name of each one's parent; None = the one before it.
+    """
+    found: list[int | None] = []
+    before: dict[str, int] = {}
+    for index, (name, parent) in enumerate(zip(names, given, strict=True)):
+        found.append(before.get(parent) if parent is not None else index - 1 if index else None)
+        before[name] = index
+    return found
+
+
+def chains(checkpoints: Sequence[Checkpoint]) -> list[list[int]]:
+    """Indices from a checkpoint without a parent to each that no other went on from; the last one is in the last chain."""
+    origin = _origins(checkpoints)
+    found = []
+    for end in (index for index in range(len(origin)) if index not in origin):
+        path = [end]
+        while (before := origin[path[-1]]) is not None:
+            path.append(before)
+        found.append(path[::-1])
+    return found
+
+
+def _origins(checkpoints: Sequence[Checkpoint]) -> list[int | None]:
+    return parents([c.name for c in checkpoints], [c.parent for c in checkpoints])
+
+
+def _paired(differences: Floats, *, level: float = LEVEL) -> dict[str, Any]:
     """Mean of per-prompt differences (P,) with its interval; `missing` prompts have none."""
     data = differences[np.isfinite(differences)]
-    low, high = bootstrap_interval(data, seed=seed, level=level)
+    low, high = t_interval(data, level=level)
     mean = float(data.mean()) if data.size else math.nan
     found = {"mean": number(mean), "low": number(low), "high": number(high)}
     return found | {"prompts": int(data.size), "missing": int(differences.size - data.size)}
@@ -158,8 +193,9 @@ def fit_forms(d: ArrayLike, gain: ArrayLike, *, seed: int = 17) -> dict[str, Any
         gain: (K, P) per-prompt gains over d = 0, as of `gains`; NaN where missing.
 
     Returns:
-        `best_of_n`, `rl`, `points` used (d > 0 and a gain), `unmeasured` (those with d > 0 or unknown that lack either) and,
-        with fewer than three different d, None for both forms and the `reason`.
+        `best_of_n`, `rl`, `points` used (d > 0 and a gain), `at_zero` (those after the first at d = 0, where the estimate of
+        KL was not positive: both forms are 0 there, whatever a and b), `unmeasured` (those with d > 0 or unknown that lack
+        either) and, with fewer than three different d, None for both forms and the `reason`.
 
     Raises:
         ValueError: `gain` is not (K, P).
@@ -168,7 +204,8 @@ def fit_forms(d: ArrayLike, gain: ArrayLike, *, seed: int = 17) -> dict[str, Any
     if distance.ndim != 1 or values.ndim != 2 or len(values) != len(distance):
         raise ValueError(f"gains of shape {values.shape} at distances of shape {distance.shape}")
     used = (distance > 0) & np.isfinite(values).any(axis=1)
-    found: dict[str, Any] = {"points": int(used.sum()), "unmeasured": int((~used & (distance != 0)).sum()), "reason": ""}
+    found: dict[str, Any] = {"points": int(used.sum()), "at_zero": int((distance[1:] == 0).sum())}
+    found |= {"unmeasured": int((~used & (distance != 0)).sum()), "reason": ""}
     distance, values = distance[used], values[used]
     if len(np.unique(distance)) < 3:
         return found | {"best_of_n": None, "rl": None, "reason": "fewer than 3 checkpoints at different distances above 0"}
@@ -178,13 +215,14 @@ def fit_forms(d: ArrayLike, gain: ArrayLike, *, seed: int = 17) -> dict[str, Any
     return found | {form: _fit(form, distance, means, draws) for form in ("best_of_n", "rl")}
 
 
-def choose_checkpoint(checkpoints: Sequence[Checkpoint], *, bonferroni: bool = True, seed: int = 17) -> dict[str, Any]:
+def choose_checkpoint(checkpoints: Sequence[Checkpoint], *, bonferroni: bool = True) -> dict[str, Any]:
     """The checkpoint with the highest lower bound of its mean gold gain over the start, the first of `checkpoints`.
 
     The winner is the best of several, so its own `mean` is optimistic: of k checkpoints that are equally good, the luckiest
-    wins. With `bonferroni` the intervals have the level 1 - 0.05 / k instead of 0.95, so that all k hold at once. The start
-    is chosen where no lower bound is above 0, and the earlier one at a tie. A checkpoint with a gold reward on fewer than
-    half of the start's prompts cannot be chosen.
+    wins. With `bonferroni` the t intervals have the level 1 - 0.05 / k instead of 0.95 (Dunn 1961,
+    doi:10.1080/01621459.1961.10482090), so that all k hold at once. The start is chosen where no lower bound is above 0, and
+    the earlier one at a tie. A checkpoint with a gold reward on fewer than half of the start's prompts, or on too few for an
+    interval, cannot be chosen.
 
     Returns:
         `chosen` (index), `name`, `reason`, `level`, and `gains`: for each checkpoint but the first `name`, `mean`, `low`,
@@ -196,7 +234,7 @@ def choose_checkpoint(checkpoints: Sequence[Checkpoint], *, bonferroni: bool = T
     values = gains(checkpoints, "gold")
     level = 1 - (1 - LEVEL) / max(1, len(checkpoints) - 1) if bonferroni else LEVEL
     least = int(np.isfinite(values[0]).sum()) / 2
-    rows = [{"name": c.name} | _paired(row, seed=seed, level=level) for c, row in zip(checkpoints, values, strict=True)][1:]
+    rows = [{"name": c.name} | _paired(row, level=level) for c, row in zip(checkpoints, values, strict=True)][1:]
     for row in rows:
         row["eligible"] = row["low"] is not None and row["prompts"] >= least
     bounds = [row["low"] if row["eligible"] else -math.inf for row in rows]
@@ -205,16 +243,18 @@ def choose_checkpoint(checkpoints: Sequence[Checkpoint], *, bonferroni: bool = T
     return {"chosen": chosen, "name": checkpoints[chosen].name, "reason": reason, "level": level, "gains": rows}
 
 
-def stop_rule(checkpoints: Sequence[Checkpoint], *, patience: int = 2, seed: int = 17) -> dict[str, Any]:
+def stop_rule(checkpoints: Sequence[Checkpoint], *, patience: int = 2) -> dict[str, Any]:
     """Where training should have stopped: gold under the best so far, beyond the paired interval, `patience` times in a row.
 
-    Each checkpoint is compared with the best before it, on the prompts that both have. One with a higher mean becomes the
-    best; one that is lower but within the interval, or that cannot be compared, ends a row of falls.
+    The rule runs along each of the `chains`, since a stage may begin before the end of another. Each checkpoint is compared
+    with the best before it in its chain, on the prompts that both have. One with a higher mean becomes the best; one that is
+    lower but within the 95 % t interval, or that cannot be compared, ends a row of falls.
 
     Returns:
-        `stop` (index, or None), `best` (index of the best up to there), and `comparisons`, one for each checkpoint after the
-        first up to the stop: `name`, `best` (name of what it was compared with), `mean`, `low`, `high`, `prompts`, `missing`
-        and `below`.
+        Of the chain that ends with the last checkpoint: `end` (its name), `stop` (index, or None), `best` (index of the best
+        up to there), and `comparisons`, one for each checkpoint after the chain's first up to the stop: `name`, `best` (name
+        of what it was compared with), `mean`, `low`, `high`, `prompts`, `missing` and `below`. `others` has the same of each
+        other chain.
 
     Raises:
         ValueError: no checkpoint, or a patience below 1.
@@ -222,32 +262,39 @@ def stop_rule(checkpoints: Sequence[Checkpoint], *, patience: int = 2, seed: int
     if not checkpoints or patience < 1:
         raise ValueError(f"{len(checkpoints)} checkpoints and a patience of {patience}")
     values = rewards(checkpoints, "gold")
-    best, falls, rows = 0, 0, []
-    for index in range(1, len(checkpoints)):
-        row = _paired(values[index] - values[best], seed=seed)
+    *others, last = [_stop(checkpoints, values, chain, patience) for chain in chains(checkpoints)]
+    return last | {"others": others}
+
+
+def _stop(checkpoints: Sequence[Checkpoint], values: Floats, chain: Sequence[int], patience: int) -> dict[str, Any]:
+    """`stop_rule` along one chain; `values` are the gold rewards of all checkpoints (K, P)."""
+    best, falls, rows = chain[0], 0, []
+    end = checkpoints[chain[-1]].name
+    for index in chain[1:]:
+        row = _paired(values[index] - values[best])
         below = _below(row)
         rows.append({"name": checkpoints[index].name, "best": checkpoints[best].name} | row | {"below": below})
         falls = falls + 1 if below else 0
         if falls == patience:
-            return {"stop": index, "best": best, "comparisons": rows}
+            return {"end": end, "stop": index, "best": best, "comparisons": rows}
         if row["mean"] is not None and row["mean"] > 0:
             best = index
-    return {"stop": None, "best": best, "comparisons": rows}
+    return {"end": end, "stop": None, "best": best, "comparisons": rows}
 
 
-def divergence(checkpoints: Sequence[Checkpoint], *, seed: int = 17) -> list[dict[str, Any]]:
-    """Steps from one checkpoint to the next, with the paired change of proxy and gold.
+def divergence(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+    """Steps of training, from each checkpoint's parent to it, with the paired change of proxy and gold.
 
     Returns:
         For each step `start` and `end` (names), `proxy` and `gold` (`mean`, `low`, `high`, `prompts`, `missing`) and
-        `over_optimized`: the proxy's interval is above 0 and the gold's below 0.
+        `over_optimized`: the proxy's 95 % t interval is above 0 and the gold's below 0.
     """
-    if not checkpoints:
-        return []
-    changes = {name: np.diff(rewards(checkpoints, name), axis=0) for name in ("proxy", "gold")}
+    values: dict[str, Floats] = {"proxy": rewards(checkpoints, "proxy"), "gold": rewards(checkpoints, "gold")}
     steps = []
-    for index in range(len(checkpoints) - 1):
-        proxy, gold = (_paired(changes[name][index], seed=seed) for name in ("proxy", "gold"))
-        names = {"start": checkpoints[index].name, "end": checkpoints[index + 1].name}
+    for index, before in enumerate(_origins(checkpoints)):
+        if before is None:
+            continue
+        proxy, gold = (_paired(of[index] - of[before]) for of in values.values())
+        names = {"start": checkpoints[before].name, "end": checkpoints[index].name}
         steps.append(names | {"proxy": proxy, "gold": gold, "over_optimized": _above(proxy) and _below(gold)})
     return steps

@@ -62,14 +62,22 @@ class Grade:
 
 
 Conversation = Sequence[Mapping[str, str]]  # messages with role and content, the model's last answer at the end
+# How the names of metrics begin that are no shares of something: marks of judges (score, turn_1), nats per token.
+NO_SHARES = ("score", "turn_", "nats_")
 
 
 def summarize(results: Sequence[SuiteResult], models: Sequence[str], *, seed: int) -> dict[str, Any]:
     """Means of every metric, by model and category, with 95 % intervals; a failure has no value and is counted.
 
     An item weighs as its grades say. Intervals are percentile bootstraps over items, the unit that was drawn; the change
-    against the first model is paired over the items that both have. Where every item counts 0 or 1 they are Wilson's (1927)
-    and, for changes, Agresti and Min's (2005, doi:10.1002/sim.1781): a bootstrap of twelve zeros would know no doubt.
+    against the first model is over the grades that both have, paired by item and, in it, by turn or game. Where every item
+    counts 0 or 1 in a share they are Wilson's (1927) and, for changes, Agresti and Min's (2005, doi:10.1002/sim.1781): a
+    bootstrap of twelve zeros would know no doubt. Marks and nats are no shares, whatever their values.
+
+    Args:
+        results: of one suite.
+        models: what is put side by side, the first as the one that changes are against.
+        seed: of the bootstraps.
 
     Returns:
         {metric: {model: {mean, low, high, items, failed: {reason: count}, categories: {name: {mean, items}},
@@ -80,25 +88,33 @@ def summarize(results: Sequence[SuiteResult], models: Sequence[str], *, seed: in
 
 
 def _of_metric(rows: Sequence[SuiteResult], models: Sequence[str], seed: int) -> dict[str, Any]:
-    by_model = {model: _by_item([r for r in rows if r.model == model]) for model in models}
-    first, found = by_model[models[0]], {}
-    for model, items in by_model.items():
+    first = _by_key([r for r in rows if r.model == models[0]])
+    share = bool(rows) and not rows[0].metric.startswith(NO_SHARES)
+    found = {}
+    for model in models:
         mine = [r for r in rows if r.model == model]
+        by_key, items = _by_key(mine), _by_item(mine)
         categories = dict.fromkeys(r.category for r in mine if r.category)
-        shared = [i for i in items if i in first]
-        change = [(*items[i], *first[i]) for i in sorted(shared)]
+        shared = sorted(by_key.keys() & first.keys())
+        ours, theirs = (_by_item([of[key] for key in shared]) for of in (by_key, first))
+        change = [(*ours[i], *theirs[i]) for i in sorted(ours)]
         found[model] = {
-            **_weighted([items[i] for i in sorted(items)], seed),
+            **_weighted([items[i] for i in sorted(items)], seed, share=share),
             "items": len(items),
             "failed": dict(Counter(r.failure for r in mine if r.failure)),
             "categories": {
-                name: {"mean": _weighted(list(part.values()), seed)["mean"], "items": len(part)}
+                name: {"mean": _weighted(list(part.values()), seed, share=share)["mean"], "items": len(part)}
                 for name in categories
                 if (part := _by_item([r for r in mine if r.category == name]))
             },
-            "change": None if model == models[0] else {**_weighted(change, seed), "items": len(shared)},
+            "change": None if model == models[0] else {**_weighted(change, seed, share=share), "items": len(change)},
         }
     return found
+
+
+def _by_key(rows: Sequence[SuiteResult]) -> dict[tuple[str, str], SuiteResult]:
+    """Rows that have a value, by item and turn or game."""
+    return {(row.item_id, row.key): row for row in rows if not row.failure}
 
 
 def _by_item(rows: Sequence[SuiteResult]) -> dict[str, tuple[float, float]]:
@@ -111,8 +127,11 @@ def _by_item(rows: Sequence[SuiteResult]) -> dict[str, tuple[float, float]]:
     return sums
 
 
-def _weighted(items: Sequence[tuple[float, ...]], seed: int) -> dict[str, float | None]:
-    """Mean of (sum, weight) pairs with its interval; of (sum, weight, sum, weight) the difference of the two means."""
+def _weighted(items: Sequence[tuple[float, ...]], seed: int, *, share: bool) -> dict[str, float | None]:
+    """Mean of (sum, weight) pairs with its interval; of (sum, weight, sum, weight) the difference of the two means.
+
+    `share` says that it is a share if all values are 0 or 1 and weigh 1, or if all weighted values are the same 0 or 1.
+    """
     if not items:
         return {"mean": None, "low": None, "high": None}
     data = np.asarray(items, float)
@@ -122,7 +141,11 @@ def _weighted(items: Sequence[tuple[float, ...]], seed: int) -> dict[str, float 
         return value if sums.shape[-1] == 2 else value - sums[..., 2] / sums[..., 3]
 
     low = high = None
-    if np.isin(data[:, ::2], (0, 1)).all() and (data[:, 1::2] == 1).all():
+    rates = data[:, 0] / data[:, 1]
+    if share and data.shape[1] == 2 and rates[0] in (0, 1) and (rates == rates[0]).all():
+        count = data[:, 1].sum() ** 2 / (data[:, 1] ** 2).sum()  # Kish (1965): so many items of equal weight say as much
+        low, high = _wilson(np.full((max(1, round(count)), 1), rates[0]))
+    elif share and np.isin(data[:, ::2], (0, 1)).all() and (data[:, 1::2] == 1).all():
         low, high = (_wilson if data.shape[1] == 2 else _agresti_min)(data[:, ::2])
     elif len(data) > 1:
         draw = np.random.default_rng(seed).integers(0, len(data), (BOOTSTRAPS, len(data)))

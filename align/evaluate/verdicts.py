@@ -83,7 +83,8 @@ def ask_verdict(
 ) -> Asking[Verdict[V]]:
     """A job: the verdict that `read` finds in the judge's answer, which is asked for again up to `RETRIES` times.
 
-    Each try has its own seed, so that no cache answers it with the text before. A call that gets no answer (a conversation
+    Each try has its own seed, so that no cache answers it with the text before. An answer that was cut is a try without a
+    verdict, never read: what stands in it may be something that the judge weighs. A call that gets no answer (a conversation
     too long for the judge, say) is not made again: it would meet the same fault.
     """
     key = question_id(question)
@@ -97,11 +98,13 @@ def ask_verdict(
         (reply,) = yield [ask]
         if reply.error:
             return Verdict(value=None, failure=reply.fault, text=reply.raw, attempts=attempt + 1)
-        text = reply.texts[0]
+        failure, text = reply.fault, reply.texts[0]
+        if failure:
+            continue
         try:
             return Verdict(value=read(text), text=text, attempts=attempt + 1)
         except Unreadable as error:
-            failure = reply.fault or str(error)  # a judge that was cut had no room for its verdict
+            failure = str(error)
     return Verdict(value=None, failure=failure, text=text, attempts=1 + RETRIES)
 
 
@@ -130,35 +133,63 @@ def collect_verdicts(
 
 
 # Reading.
-_RATING = r"\[\s*(-?\d+(?:\.\d*)?)\s*(?:/\s*10\s*)?\]"
-_RATINGS = (re.compile(rf"\[{_RATING}\]"), re.compile(rf"(?<![\w)\]\[]){_RATING}"))  # items[3] is code, no rating
+_NUMBER = r"\s*(-?\d+(?:\.\d*)?)\s*(?:/\s*10\s*)?"
+_DOUBLE = re.compile(rf"(=[ \t]*+)?(?<![A-Za-z0-9_)\]\[])\[\[{_NUMBER}\]\]")  # df[[3]] is code, no rating
+_SINGLE = re.compile(rf"(?<![A-Za-z0-9_)\]\[])\[{_NUMBER}\]")
+_NAMED = re.compile(r"(?<![a-z])(?:rate|rating|score)(?![a-z])|점수|평점", re.I)
+# 감점수 and 최고 점수 name another number.
 _SCORE_LINE = re.compile(
-    r"점수\s*+[:：]\s*+\[{0,2}+\s*+(?P<score>-?\d+(?:\.\d+)?)"
-    # "10점 만점에 8점", "10점 중 8점", "7~8점", "8/20", "1,000": the first number is not the score.
-    r"(?P<unclear>\s*+점?\s*+(?:만점|중|에서|[-~∼〜–]\s*+\d)|\s*+/\s*+(?!10(?!\d))\d|[.,]\d)?"
+    r"(?<![가-힣])(?:최종|총|종합|평가)?(?<!(?:감점|가점|가산|최고|최저|최대|최소|만점|기준) )점수"
+    r"\s*+[:：]\s*+\[{0,2}+\s*+(?P<score>-?\d+(?:\.\d+)?)(?P<rest>[^\n]*)"
 )
+_SCALE = re.compile(
+    r"/\s*+10(?!\d|[.,]\d)(?:\s*+점)?+(?:\s*+만점)?+|\(\s*+(?:10\s*+점?\s*+(?:만점|기준)|만점\s*+10\s*+점?)[^)\d]*+\)"
+)
+_NO_SCORE = re.compile(r"\s*+점?\s*+(?:만점|에서|부터|까지|기준|감점|이상|이하|미만|초과)(?!적)")
 
 
 def read_rating(text: str) -> float:
     """The score in a judge's `[[rating]]`, else in `[rating]`, 1 to 10 (FastChat's single-v1, arXiv 2306.05685).
 
+    Unlike FastChat, which takes the first that it finds, `[rating]` counts only on a line that says rating, rate, score,
+    점수 or 평점, or alone on the last line: elsewhere [2] is a citation. `df[[3]]` and `x = [[3]]` are code, and ratings
+    that differ are unclear.
+
     Raises:
         Unreadable: no_score, several_scores (that differ) or score_out_of_range.
     """
-    for pattern in _RATINGS:
-        if found := pattern.findall(text):
-            return _one_score({float(number) for number in found}, 1, 10)
-    raise Unreadable("no_score")
+    lines = text.strip().splitlines() or [""]
+    named = [bool(_NAMED.search(line)) for line in lines]
+    double = [
+        float(number)
+        for line, says in zip(lines, named, strict=True)
+        for assigned, number in _DOUBLE.findall(line)
+        if says or not assigned
+    ]
+    if double:
+        return _one_score(set(double), 1, 10)
+    alone = not _SINGLE.sub("", lines[-1]).strip(" *_`.")
+    single = [
+        float(number)
+        for place, (line, says) in enumerate(zip(lines, named, strict=True), 1)
+        if says or (alone and place == len(lines))
+        for number in _SINGLE.findall(line)
+    ]
+    if not single:
+        raise Unreadable("no_score")
+    return _one_score(set(single), 1, 10)
 
 
 def read_korean_score(text: str) -> float:
     """The score in LogicKor's last line `점수: 8`, 0 to 10: its rules give an answer in the wrong language 0.
 
+    Unlike LogicKor's, a line with other numbers than the scale (`점수: 5 → 6`, `점수: 10점 만점에 8점`) is unclear.
+
     Raises:
         Unreadable: as `read_rating`.
     """
     found = list(_SCORE_LINE.finditer(text.replace("*", "")))
-    if not found or any(match["unclear"] for match in found):
+    if not found or any(_NO_SCORE.match(m["rest"]) or re.search(r"\d", _SCALE.sub("", m["rest"])) for m in found):
         raise Unreadable("no_score")
     return _one_score({float(match["score"]) for match in found}, 0, 10)
 

@@ -1,8 +1,9 @@
 """Win rates of a model against a baseline: from scores or a judge, at equal length, and by Arena-Hard's votes.
 
 A `Comparison` is one prompt, or one game where a judge saw the two answers in one order. Ties count half. Intervals are 95 %
-percentile bootstraps over prompts; functions put comparisons in order of prompt id first, so the order of rows is no matter.
-What comes out is ready for JSON: None where a number is undefined.
+percentile bootstraps over prompts, and Wilson's (1927) where all prompts have the same outcome and a bootstrap would know no
+doubt. Functions put comparisons in order of prompt id first, so the order of rows is no matter. What comes out is ready for
+JSON: None where a number is undefined.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from align.core.errors import StepError
 from align.evaluate.metrics import Floats, bootstrap_interval, number, quantile_interval, resampled_means, wins
+from align.evaluate.suite import _wilson
 
 REFITS = 1000  # resamples of the length-controlled rate, each fitted anew
 PERMUTATIONS = 9999
@@ -69,14 +71,12 @@ def compare_scores(
         ours, theirs = scores.get(prompt, math.nan), baseline_scores.get(prompt, math.nan)
         compared.append(
             Comparison(
-                prompt_id=prompt,
-                model=model,
-                baseline=baseline,
+                prompt_id=prompt, model=model, baseline=baseline,
                 outcome=wins([ours], [theirs])[0] if math.isfinite(ours) and math.isfinite(theirs) else math.nan,
                 length_model=(lengths or {}).get(prompt, math.nan),
                 length_baseline=(baseline_lengths or {}).get(prompt, math.nan),
             )
-        )
+        )  # fmt: skip
     return compared
 
 
@@ -112,13 +112,25 @@ def _names(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     return {name: getattr(comparisons[0], name) if comparisons else None for name in ("model", "baseline")}
 
 
-def _interval(values: Sequence[float] | Floats, weights: Sequence[float] | Floats, seed: int) -> dict[str, float | None]:
-    """Low and high of a weighted mean over prompts (P,)."""
+def _interval(values: Floats, weights: Floats, seed: int) -> dict[str, float | None]:
+    """Low and high of a weighted mean of outcomes in [0, 1] over prompts (P,)."""
     if len(values) < 2:
         return {"low": None, "high": None}
-    draws = resampled_means(np.asarray(values)[:, None], np.asarray(weights)[:, None], seed=seed)[:, 0]
-    low, high = quantile_interval(draws)
+    if values.min() == values.max():
+        low, high = _all_the_same(float(values[0]), weights)
+    else:
+        low, high = quantile_interval(resampled_means(values[:, None], weights[:, None], seed=seed)[:, 0])
     return {"low": number(low), "high": number(high)}
+
+
+def _all_the_same(outcome: float, weights: Floats) -> tuple[float, float]:
+    """Wilson's interval where every prompt has one outcome, halves of a win rounded outwards.
+
+    Prompts of different weights count as fewer of one weight, sum(w)^2 / sum(w^2) (Kish 1965), rounded down.
+    """
+    count = int(weights.sum() ** 2 / (weights**2).sum() + 1e-9)
+    least, most = (np.arange(count) < round_(count * outcome) for round_ in (math.floor, math.ceil))
+    return _wilson(least[:, None].astype(float))[0], _wilson(most[:, None].astype(float))[1]
 
 
 def merge_games(games: Sequence[Comparison]) -> tuple[list[Comparison], dict[str, Any]]:
@@ -133,7 +145,7 @@ def merge_games(games: Sequence[Comparison]) -> tuple[list[Comparison], dict[str
 
     Raises:
         ValueError: more than one model or baseline, a game without an order or a second one in the same order, or weights
-            that differ within a prompt (Arena-Hard's votes go to `arena_win_rate`).
+            that differ within a prompt.
     """
     if any(not game.order for game in games):
         raise ValueError("a judge's game needs its order, ab or ba")
@@ -152,15 +164,10 @@ def merge_games(games: Sequence[Comparison]) -> tuple[list[Comparison], dict[str
             contradictory += (first - 0.5) * (second - 0.5) < 0
             merged.append(replace(valid[0], outcome=(first + second) / 2, order=""))
     return merged, {
-        "prompts": len(merged) + len(failed),
-        "both": both,
-        "single": len(merged) - both,
-        "left_out": len(failed),
-        "failed": failed,
-        "invalid_games": sum(math.isnan(game.outcome) for game in games),
-        "contradictory": contradictory,
-        "inconsistency": contradictory / both if both else None,
-    }
+        "prompts": len(merged) + len(failed), "both": both, "single": len(merged) - both, "left_out": len(failed),
+        "failed": failed, "invalid_games": sum(math.isnan(game.outcome) for game in games),
+        "contradictory": contradictory, "inconsistency": contradictory / both if both else None,
+    }  # fmt: skip
 
 
 def win_rate(comparisons: Sequence[Comparison], *, seed: int = 17) -> dict[str, Any]:
@@ -211,19 +218,13 @@ def compare_win_rates(first: Sequence[Comparison], second: Sequence[Comparison],
     pairs = [(ours[prompt].outcome, theirs[prompt].outcome) for prompt in sorted({*ours} & {*theirs})]
     outcomes = np.array([pair for pair in pairs if not any(map(math.isnan, pair))], dtype=float).reshape(-1, 2).T
     prompts = outcomes.shape[1]
-    difference, p_value = math.nan, math.nan
-    if prompts:
-        difference = float((outcomes[0] - outcomes[1]).mean())
+    difference = float((outcomes[0] - outcomes[1]).mean()) if prompts else math.nan
+    p_value = math.nan
     if prompts > 1:
         p_value = permutation_test(
-            tuple(outcomes),
-            lambda a, b, axis: (a - b).mean(axis=axis),
-            permutation_type="samples",
-            vectorized=True,
-            n_resamples=PERMUTATIONS,
-            batch=500,
-            rng=np.random.default_rng(seed),
-        ).pvalue
+            tuple(outcomes), lambda a, b, axis: (a - b).mean(axis=axis), permutation_type="samples", vectorized=True,
+            n_resamples=PERMUTATIONS, batch=500, rng=np.random.default_rng(seed),
+        ).pvalue  # fmt: skip
     low, high = bootstrap_interval(outcomes[0] - outcomes[1], seed=seed)
     names = _names(first) | {"against": _names(second)["model"]}
     counts = {"prompts": prompts, "left_out": len({*ours} | {*theirs}) - prompts}
@@ -237,39 +238,6 @@ def arena_vote(label: str) -> tuple[float, float]:
     (NaN, 1), an invalid game, for any other label.
     """
     return VOTES.get(label, (math.nan, 1.0))
-
-
-def arena_win_rate(games: Sequence[Comparison], *, seed: int = 17) -> dict[str, Any]:
-    """Arena-Hard's win rate (2406.11939): the mean over votes of both games of a prompt, `>>` being three votes, ties half.
-
-    As in its published code, a prompt without two valid games is left out, since one order alone would carry the judge's
-    liking for a position. Unlike there, the bootstrap draws prompts and not votes: a prompt's votes are not independent, and
-    an interval from votes is too narrow.
-
-    Args:
-        games: with outcome and weight of `arena_vote`, and their order.
-
-    Returns:
-        `model`, `baseline`, `prompts` used, `left_out`, `invalid_games`, `votes`, and `win_rate`, `low`, `high` in [0, 1].
-
-    Raises:
-        ValueError: more than one model or baseline, a game without an order or a second one in the same order.
-    """
-    if any(not game.order for game in games):
-        raise ValueError("a judge's game needs its order, ab or ba")
-    by_prompt = _by_prompt(games)
-    used = [pair for pair in by_prompt.values() if len(pair) == 2 and not any(math.isnan(game.outcome) for game in pair)]
-    votes = np.array([sum(game.weight for game in pair) for pair in used])
-    rates = np.array([sum(game.outcome * game.weight for game in pair) for pair in used]) / votes
-    return {
-        **_names(games),
-        "prompts": len(used),
-        "left_out": len(by_prompt) - len(used),
-        "invalid_games": sum(math.isnan(game.outcome) for game in games),
-        "votes": int(votes.sum()),
-        "win_rate": float(np.average(rates, weights=votes)) if used else None,
-        **_interval(rates, votes, seed),
-    }
 
 
 def _fit(features: Floats, outcomes: Floats, weights: Floats) -> Floats | None:
@@ -389,7 +357,10 @@ def length_controlled_win_rate(
     if math.isnan(lc):
         raise StepError(f"length-controlled win rate of {rows[0].model}: the logistic fit did not converge")
     draws = _refits(length, gamma, outcomes, weights, seed)
+    raw_ends = {name: None if end is None else 100 * end for name, end in _interval(outcomes, weights, seed).items()}
+    raw = {"mean": 100 * float(np.average(outcomes, weights=weights)), **raw_ends}
     low, high = quantile_interval(draws)
-    raw = {"mean": 100 * float(np.average(outcomes, weights=weights)), **_interval(100 * outcomes, weights, seed)}
-    found |= {"length_controlled": {"mean": lc, "low": number(low), "high": number(high)}, "raw": raw}
+    # Where all outcomes are the same, length explains nothing and every refit gives the same rate.
+    ends = raw_ends if outcomes.min() == outcomes.max() else {"low": number(low), "high": number(high)}
+    found |= {"length_controlled": {"mean": lc, **ends}, "raw": raw}
     return found | {"failed_refits": int(np.isnan(draws).sum()), "warning": _warning(lc, raw, gap)}

@@ -44,7 +44,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys; this is {type(data).__name__}")
-    lines = dict(_lines(node, (), path))
+    lines = dict(lines_of(node, (), path))
     for override in overrides:
         apply_override(data, override)
     for loc in _PATH_KEYS:
@@ -98,7 +98,7 @@ def _make_absolute(data: Any, loc: Loc, base: Path) -> None:
             data[key] = [str(root / Path(v).expanduser()) if isinstance(v, str) else v for v in value]
 
 
-def _lines(node: yaml.Node | None, loc: Loc, path: Path) -> Iterator[tuple[Loc, int]]:
+def lines_of(node: yaml.Node | None, loc: Loc, path: Path) -> Iterator[tuple[Loc, int]]:
     if node is None:
         return
     yield loc, node.start_mark.line + 1
@@ -110,11 +110,11 @@ def _lines(node: yaml.Node | None, loc: Loc, path: Path) -> Iterator[tuple[Loc, 
                 where = ".".join(map(str, (*loc, key.value)))
                 raise UserError(f"{path}:{line}: {where} is written twice (first in line {seen[key.value]})")
             seen[key.value] = line
-            for inner, number in _lines(value, (*loc, key.value), path):
+            for inner, number in lines_of(value, (*loc, key.value), path):
                 yield inner, line if inner == (*loc, key.value) else number
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _lines(value, (*loc, index), path)
+            yield from lines_of(value, (*loc, index), path)
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

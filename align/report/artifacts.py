@@ -55,6 +55,33 @@ def record(run_dir: Path, step: str) -> StepRecord:
     return StepRecord(step, folder, state, manifest)
 
 
+def fresh(run_dir: Path, step: str, known: dict[str, bool]) -> bool:
+    """Whether a finished step, and every step before it, was made of what its inputs hold now.
+
+    Files that are gone since, such as weights that a study gave back, change nothing of what was made of them.
+
+    Args:
+        run_dir: of the run.
+        step: its name.
+        known: what has been found out, by step; more is put in.
+    """
+    if step not in known:
+        known[step] = False  # until all is read: no step comes before itself
+        manifest = record(run_dir, step).manifest
+        above = {name: record(run_dir, name).manifest for name in (manifest.inputs if manifest else ())}
+        known[step] = manifest is not None and all(
+            now is not None and now.digest() == manifest.inputs[name] and fresh(run_dir, name, known)
+            for name, now in above.items()
+        )
+    return known[step]
+
+
+def stands(run_dir: Path, step: str) -> bool:
+    """Whether a step is finished, its files are there, and it is `fresh`."""
+    found = record(run_dir, step)
+    return found.manifest is not None and found.manifest.complete(found.folder) and fresh(run_dir, step, {})
+
+
 def read_recipe(run_dir: Path) -> dict[str, Any]:
     """The run's resolved recipe as plain values; empty where the run folder has none."""
     try:

@@ -25,7 +25,10 @@ FORMS = (("best_of_n", "d(a − b d)"), ("rl", "d(a − b ln d)"))  # key of the
 
 @dataclass(frozen=True)
 class MeterView:
-    """The meter for the template: `rows` are checkpoints with a (mean, interval) of each number."""
+    """The meter for the template: `rows` are checkpoints with a (mean, interval) of each number.
+
+    Without points, `finding` says why, and there are neither charts nor rows.
+    """
 
     start: str
     finding: str
@@ -38,7 +41,7 @@ class MeterView:
 
 
 def meter_view(meter: Mapping[str, Any], before: Mapping[int, Mapping[str, Any]]) -> MeterView | None:
-    """The meter as charts and sentences; None where it has no checkpoint.
+    """The meter as charts and sentences; None where it has neither a checkpoint nor a reason.
 
     Args:
         meter: as in the manifest of the evaluation.
@@ -46,7 +49,10 @@ def meter_view(meter: Mapping[str, Any], before: Mapping[int, Mapping[str, Any]]
     """
     points = list(at(meter, "points") or ())
     if not points:
-        return None
+        if not at(meter, "reason"):
+            return None
+        has_gold = at(meter, "fits", "gold") is not None
+        return MeterView("", finding(meter), has_gold, fitted=False, notes=[], charts=[], drift=[], rows=[])
     rewards = [one for one in REWARDS if any(at(p, f"{one[0]}_gain", "mean") is not None for p in points)]
     has_gold = any(key == "gold" for key, _, _ in rewards)
     return MeterView(
@@ -54,7 +60,7 @@ def meter_view(meter: Mapping[str, Any], before: Mapping[int, Mapping[str, Any]]
         finding=finding(meter),
         has_gold=has_gold,
         fitted=any(at(meter, "fits", "gold", form) for form, _ in FORMS),
-        notes=[*(_notes(meter) if has_gold else []), *_unmeasured(points)],
+        notes=[*(_notes(meter) if has_gold else []), *_unmeasured(points), *_intervals(meter)],
         charts=_panels(meter, points, rewards),
         drift=_side_effects(points, before),
         rows=[_row(point, start=not number) for number, point in enumerate(points)],
@@ -62,8 +68,10 @@ def meter_view(meter: Mapping[str, Any], before: Mapping[int, Mapping[str, Any]]
 
 
 def finding(meter: Mapping[str, Any]) -> str:
-    """What the meter found, in one or two sentences."""
-    choice, stop, points = at(meter, "choice"), at(meter, "stop", "stop"), meter["points"]
+    """What the meter found, in one or two sentences, or why it found nothing."""
+    choice, points = at(meter, "choice"), meter["points"]
+    if reason := at(meter, "reason"):
+        return str(reason)
     if not choice:
         return "The meter has no gold reward, and proxies alone cannot show over-optimization."
     start, chosen = points[0]["name"], choice["name"]
@@ -73,12 +81,22 @@ def finding(meter: Mapping[str, Any]) -> str:
     use = f"Use {chosen}" if choice["chosen"] else f"Keep {start}"
     if flagged:
         return f"Over-optimization: {listed(flagged)} the proxy rose while gold fell, both beyond their intervals. {use}."
-    if stop is not None:
-        best = points[meter["stop"]["best"]]["name"]
-        return f"Gold fell below that of {best} and stayed there, so training went on too long. {use}."
+    if late := _too_long(meter["stop"], [point["name"] for point in points]):
+        return f"Gold fell below that of {late}. {use}."
     if not choice["chosen"]:
         return f"No checkpoint is better than {start} by gold beyond its interval. {use}, or measure on more prompts."
     return f"{chosen} is the best checkpoint by gold, and no step shows over-optimization beyond the intervals."
+
+
+def _too_long(stop: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Where the stop rule fired, as the end of a sentence; empty where it did not."""
+    others = at(stop, "others") or ()
+    fired: dict[int, list[str]] = {}
+    for one in (*others, stop):
+        if one["stop"] is not None:
+            fired.setdefault(one["best"], []).append(str(at(one, "end")))
+    ways = [f"{names[best]}{f' on the way to {listed(ends)}' if others else ''}" for best, ends in fired.items()]
+    return f"{listed(ways)} and stayed there, so training went on too long{' there' if others else ''}" if ways else ""
 
 
 def _notes(meter: Mapping[str, Any]) -> list[str]:
@@ -95,26 +113,34 @@ def _notes(meter: Mapping[str, Any]) -> list[str]:
         )
     elif gains:
         found.append(f"Choice: {names[0]}, since no checkpoint's gold gain is above 0 beyond its {level} interval.")
-    found += [_stop(meter["stop"], names)] if len(points) > 1 else []
-    found += [_fits(at(meter, "fits", "gold"))] if len(points) > 1 else []
+    if len(points) > 1:
+        others = at(meter, "stop", "others") or []
+        found += [_stop(one, names, f" on the way to {one['end']}" if others else "") for one in (*others, meter["stop"])]
+        found.append(_fits(at(meter, "fits", "gold")))
+        zero = [str(point["name"]) for point in points[1:] if at(point, "sqrt_kl", "mean") == 0]
+        found += [f"Left out of the curves, since their estimate of KL is not above 0: {listed(zero)}."] if zero else []
     for row in choice["gains"]:
-        if not row["eligible"]:
+        if row["low"] is None:
+            found.append(f"{row['name']} could not be chosen: its gold gains on {row['prompts']} prompts give no interval.")
+        elif not row["eligible"]:
             found.append(f"{row['name']} could not be chosen: too few of its prompts have a gold reward.")
         elif row["missing"]:
             found.append(f"{row['name']}: {row['missing']} prompts lack a gold reward of it or of {names[0]}.")
     return found
 
 
-def _stop(stop: Mapping[str, Any], names: Sequence[str]) -> str:
+def _stop(stop: Mapping[str, Any], names: Sequence[str], way: str) -> str:
     if stop["stop"] is None:
-        return "Stop rule: no reason to stop earlier; gold did not stay under its best so far beyond the paired interval."
+        return (
+            f"Stop rule{way}: no reason to stop earlier; gold did not stay under its best so far beyond the paired interval."
+        )
     falls = 0
     for row in reversed(stop["comparisons"]):
         if not row["below"]:
             break
         falls += 1
     return (
-        f"Stop rule: stop at {names[stop['stop']]}; gold was under that of {names[stop['best']]}, beyond the paired "
+        f"Stop rule{way}: stop at {names[stop['stop']]}; gold was under that of {names[stop['best']]}, beyond the paired "
         f"interval, at {falls} checkpoints in a row."
     )
 
@@ -147,6 +173,31 @@ def _unmeasured(points: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"Without a distance, and so not in the charts over it: {listed(missing)}."] if missing else []
 
 
+def _intervals(meter: Mapping[str, Any]) -> list[str]:
+    """Which intervals stand in the charts and decide; an earlier version did not say."""
+    kinds = at(meter, "intervals")
+    if not kinds:
+        return []
+    return [
+        f"Intervals of gains, and those that the choice, the stop rule and over-optimized steps rest on, are "
+        f"{kinds['gains']}; those of distances and curves are {kinds['distances']}."
+    ]
+
+
+def _runs(points: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Points as training went, one list for each branch, which begins with the point that it went on from."""
+    names = [point["name"] for point in points]
+    runs: list[list[int]] = []
+    for k, point in enumerate(points):
+        parent = point.get("parent", names[k - 1] if k else None)  # an earlier version had no branches
+        before = names.index(parent) if parent in names[:k] else None
+        if before is not None and runs[-1][-1] == before:
+            runs[-1].append(k)
+        else:
+            runs.append([k] if before is None else [before, k])
+    return runs
+
+
 def _panels(
     meter: Mapping[str, Any], points: Sequence[Mapping[str, Any]], rewards: Sequence[tuple[str, str, str]]
 ) -> list[Markup]:
@@ -167,6 +218,7 @@ def _panels(
             x_label=f"d = √KL to {start}",
             y_label=f"gain over {start}",
             curves=_curves(at(meter, "fits", "gold")) if key == "gold" else (),
+            runs=_runs(points),
         )
         for key, title, color in rewards
     ]
@@ -191,9 +243,10 @@ def _curves(fits: Mapping[str, Any] | None) -> list[Curve]:
 def _side_effects(points: Sequence[Mapping[str, Any]], before: Mapping[int, Mapping[str, Any]]) -> list[Markup]:
     """Length, repetition and, since each stage began, the log-probability of its pairs: all by checkpoint."""
     names = [str(point["name"]) for point in points]
+    runs = _runs(points)
 
     def line(key: str) -> list[Line]:
-        return [Line("", [Mark(name, i, float(points[i][key])) for i, name in enumerate(names)], "c-data")]
+        return [Line("", [Mark(names[i], i, float(points[i][key])) for i in run], "c-data") for run in runs]
 
     drift = []
     for side, color in (("chosen", "c-good"), ("rejected", "c-bad")):

@@ -246,10 +246,12 @@ def panel(
     x_label: str,
     y_label: str,
     curves: Sequence[Curve] = (),
+    runs: Sequence[Sequence[int]] | None = None,
 ) -> Markup:
     """One reward over the distance: named points in the order of training, and curves fitted to them.
 
-    `x_ticks` are given, so that panels beside each other share their axis.
+    `x_ticks` are given, so that panels beside each other share their axis. `runs` are the marks that a line joins; without
+    them one joins all.
     """
     shown = _drawn(marks)
     if not shown:
@@ -260,8 +262,10 @@ def panel(
     parts = [*at.parts, _line("guide", at.area[0] - 10, at.y(0), at.area[2] + 10, at.y(0))]
     for curve in curves:
         parts += _fitted(at, curve)
-    line = Line("", shown, color)
-    return figure(title, [*parts, *_path(at, line), *_labels(at, shown), *_marks(at, line)], at.height, width=at.width)
+    for run in [range(len(marks))] if runs is None else runs:
+        parts += _path(at, Line("", [marks[k] for k in run], color))
+    parts += [*_labels(at, shown), *_marks(at, Line("", shown, color))]
+    return figure(title, parts, at.height, width=at.width)
 
 
 def by_size(title: str, lines: Sequence[Line], *, y_label: str, guide: bool) -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from align.core.errors import UserError
@@ -55,17 +56,20 @@ def _check_thresholds(recipe: Recipe) -> None:
             )
 
 
-def check_suites(recipe: Recipe) -> None:
-    """Raises:
+def check_suites(recipe: Recipe, to_run: Sequence[str]) -> None:
+    """Read the files of the suites that have a step among `to_run`.
+
+    Raises:
     UserError: a suite's file cannot be read as what it should be, or the checkers of IFEval are not installed.
     """
     for name, spec in recipe.evaluation.suites.items():
-        if not isinstance(spec, IfevalSpec | NeedleSpec | PerplexitySpec):
-            items_of_file(spec, recipe.seed)
-        elif isinstance(spec, IfevalSpec) and importlib.util.find_spec("lm_eval") is None:
+        if isinstance(spec, IfevalSpec) and importlib.util.find_spec("lm_eval") is None:
             raise UserError(
                 f"evaluation.suites.{name}: IFEval's checkers are not installed; run pip install 'align-posttrain[eval]'"
             )
+        own = f"eval.suite.{name}"
+        if not isinstance(spec, NeedleSpec | PerplexitySpec) and any(f"{step}.".startswith(f"{own}.") for step in to_run):
+            items_of_file(spec, recipe.seed)
 
 
 def check_judges(recipe: Recipe, hashes: FileHashes) -> None:

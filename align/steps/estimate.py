@@ -22,7 +22,7 @@ from align.recipe.schema import Recipe
 from align.recipe.suites import ArenaSpec, LogickorSpec, MtBenchSpec, PerplexitySpec
 from align.recipe.training import TrainSpec
 from align.steps.asked import splits
-from align.steps.checks import check_taxonomy
+from align.steps.checks import check_suites, check_taxonomy
 from align.steps.outside import engine_kind, missing_builtins, model_path
 from align.steps.step import evaluated
 from align.steps.suite_table import answering_models, suite_models
@@ -250,6 +250,7 @@ def _multiplies_bf16() -> bool:
 def print_plan(recipe: Recipe, run_dir: Path, plan: Sequence[Planned], say: Callable[[str], None]) -> None:
     """Print the plan: a line per step, then what it will take altogether."""
     check_taxonomy(recipe)
+    check_suites(recipe, [p.step.name for p in plan if not p.done])
     guess = estimates(recipe, plan)
     gpu = _has_gpu()
     say(f"recipe {recipe.name}: valid. engine {engine_kind(recipe)}, results in {run_dir}")

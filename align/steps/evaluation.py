@@ -41,16 +41,19 @@ def run_eval(ctx: Context) -> None:
 
 
 def _places(ctx: Context) -> list[Place]:
-    """M0 and every checkpoint of the evaluated stages, with what training measured there."""
+    """M0 and every checkpoint of the stages, with what training measured at the evaluated ones."""
     places = [Place(name=SFT_MODEL, stage=0)]
     for k, stage in enumerate(ctx.recipe.stages, 1):
-        if stage.name not in ctx.recipe.evaluation.models:
+        names = (*stage.snapshots, stage.name)
+        parents = dict(zip(names, (stage.init, *names), strict=False))
+        if stage.name not in ctx.recipe.evaluation.models:  # later stages may have begun from it all the same
+            places += [Place(name=name, stage=k, parent=parents[name]) for name in names]
             continue
         metrics = ctx.artifact(f"stage{k}.train").manifest.metrics
         looks = metrics["examined"][1:]  # the first is before training
         places += [
-            Place(name=name, stage=k, step=look["step"], steps=metrics["steps"], drift=look)
-            for name, look in zip((*stage.snapshots, stage.name), looks, strict=True)
+            Place(name=name, stage=k, step=look["step"], steps=metrics["steps"], drift=look, parent=parents[name])
+            for name, look in zip(names, looks, strict=True)
         ]
     return places
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from align.core.artifact import read_rows
-from align.core.chat import Chat
+from align.core.chat import Chat, load_tokenizer
 from align.core.errors import StepError, UserError
 from align.core.hashing import FileHashes, content_id
 from align.core.journal import Journal
@@ -20,7 +21,7 @@ from align.evaluate.conversations import Held, hold_conversation
 from align.evaluate.judged import LOGICKOR, MT_BENCH, Judgment, averages, judge_conversations, penalise
 from align.evaluate.suite import Conversation, Grade, Item, summarize
 from align.evaluate.verdicts import templates_fingerprint
-from align.evaluate.win_rates import arena_vote
+from align.evaluate.win_rates import Comparison, arena_vote, compare_win_rates, merge_games, win_rate
 from align.recipe.base import BASE_MODEL
 from align.recipe.suites import (
     ArenaSpec,
@@ -35,6 +36,7 @@ from align.recipe.suites import (
 )
 from align.steps.asked import splits
 from align.steps.context import Context
+from align.steps.outside import engine_config
 from align.steps.suite_items import items_of_file
 from align.steps.suite_table import JUDGED, suite_models
 from data_gen.instruct import split_of
@@ -132,11 +134,13 @@ def run_suite_judge(ctx: Context) -> None:
     if isinstance(spec, ArenaSpec):
         baseline = _answers(ctx, name, spec.baseline, items)
         contests = [(item, _held(answers[item.id]), _held(baseline[item.id])) for item in items]
-        rows = _of_games(model, items, battle(writer, contests, sampling=drawn, journal=journal))
+        games = battle(writer, contests, sampling=drawn, journal=journal)
+        rows, unread = _of_games(model, items, games), [game.failure for game in games]
     else:
         protocol = MT_BENCH if isinstance(spec, MtBenchSpec) else LOGICKOR
         held = [(item, _held(answers[item.id])) for item in items]
         found = judge_conversations(writer, protocol, held, sampling=drawn, journal=journal)
+        unread = [one.failure for one in found]
         if isinstance(spec, MtBenchSpec) and spec.penalty != "none":
             found = penalise(found, spec.penalty)
         zero = isinstance(spec, LogickorSpec) and spec.failures == "zero"
@@ -144,9 +148,9 @@ def run_suite_judge(ctx: Context) -> None:
         penalty = isinstance(spec, MtBenchSpec) and spec.penalty != "none"
         by_id = {item.id: item for item in items}
         rows = [row for one in found for row in _of_judgment(model, by_id[one.item_id], one, zero=zero, penalty=penalty)]
-    if rows and all(row.failure for row in rows):
-        failures = Counter(row.failure for row in rows if row.metric != "score")  # which a turn's mark is under once more
-        why = ", ".join(f"{count} {reason}" for reason, count in failures.most_common())
+    # A mark of 0 for every verdict that cannot be read (LogicKor's way) would hide that there is none.
+    if rows and (all(unread) or all(row.failure for row in rows)):
+        why = ", ".join(f"{count} {reason}" for reason, count in Counter(filter(None, unread)).most_common())
         raise UserError(
             f"{ctx.step.name}: the judge {spec.judge} gave no verdict that can be read ({why}); use another judge"
         )
@@ -157,14 +161,16 @@ def run_suite_judge(ctx: Context) -> None:
 def _judgements(ctx: Context, suite: str, judge: str) -> Journal:
     """What this judge said in this suite, by content: kept, so that no conversation is judged twice."""
     known = FileHashes(ctx.process.run_dir / ".hashes.json").model(ctx.process.model_folder(judge))
-    key = content_id("judgements", known, templates_fingerprint())
+    served = ctx.recipe.engine.model_names.get(judge, judge)  # a server's model is not the one in the folder
+    engine = {key: value for key, value in engine_config(ctx.recipe).items() if key != "model_names"}
+    key = content_id("judgements", known, engine, served, templates_fingerprint())
     return Journal(ctx.process.run_dir / "eval" / "suite" / f"{suite}.judgements" / f"{key}.jsonl")
 
 
 def _row(model: str, item: Item, metric: str, key: str, value: float, weight: float, failure: str, raw: str) -> SuiteResult:
     return SuiteResult(
         id=content_id("suite-result", model, item.id, metric, key), item_id=item.id, model=model, category=item.category,
-        lang=item.lang, metric=metric, value=value, weight=weight, failure=failure, raw=raw,
+        lang=item.lang, metric=metric, key=key, value=value, weight=weight, failure=failure, raw=raw,
     )  # fmt: skip
 
 
@@ -191,6 +197,30 @@ def _of_games(model: str, items: Sequence[Item], games: Sequence[Any]) -> list[S
     return rows
 
 
+def battles_of(rows: Sequence[SuiteResult], models: Sequence[str], baseline: str, *, seed: int) -> dict[str, Any]:
+    """What an arena's rows say beside the share of votes: prompts won, tied and lost with their sign test, how often a judge
+    contradicted itself when the answers were swapped, and each model against the first on the same prompts."""
+    sides, found, notes = {}, {}, []
+    for model in models:
+        games = [
+            Comparison(prompt_id=row.item_id, model=model, baseline=baseline, outcome=row.value, order=row.key)
+            for row in rows
+            if row.model == model
+        ]
+        sides[model], counts = merge_games(games)
+        one = found[model] = {**counts, **win_rate(sides[model], seed=seed)}
+        said = f"{model} won {one['wins']}, tied {one['ties']}, lost {one['losses']}"
+        said += "" if one["p_value"] is None else f" (sign test p = {one['p_value']:.3g})"
+        if one["inconsistency"] is not None:
+            said += f", and in {100 * one['inconsistency']:.0f} % the judge named the other winner when they were swapped"
+        if model != models[0]:
+            one["against_first"] = paired = compare_win_rates(sides[model], sides[models[0]], seed=seed)
+            if paired["p_value"] is not None:
+                said += f"; {paired['difference']:+.2f} against {models[0]} (permutation test p = {paired['p_value']:.3g})"
+        notes.append(said)
+    return {"battles": found, "notes": notes}
+
+
 def _grading(spec: SuiteSpec) -> tuple[Grading, tuple[str, ...]]:
     """How an answer is graded, and the metrics that an item without an answer fails in."""
     if isinstance(spec, IfevalSpec):
@@ -210,6 +240,15 @@ def _grading(spec: SuiteSpec) -> tuple[Grading, tuple[str, ...]]:
     return grade_needle, ("retrieval",)
 
 
+def _asked_by(ctx: Context, spec: SuiteSpec) -> dict[str, str | None]:
+    """Content of the suite's file and of the judge's wording: runs are only compared where these are the same."""
+    path = getattr(spec, "path", None)
+    return {
+        "file_sha256": FileHashes(ctx.process.run_dir / ".hashes.json").sha256(Path(path)) if path else None,
+        "wording": templates_fingerprint() if isinstance(spec, JUDGED) else None,
+    }
+
+
 def run_suite(ctx: Context) -> None:
     """A suite's rows of all models, and its numbers with intervals."""
     name, spec = suite_of(ctx)
@@ -217,18 +256,23 @@ def run_suite(ctx: Context) -> None:
     extra: Mapping[str, Any] = {}
     if isinstance(spec, PerplexitySpec):
         rows = _perplexity_rows(ctx, spec, models)
+        tokens = {model: [row.weight for row in rows if row.model == model] for model in models}
+        if others := [model for model in models if tokens[model] != tokens[models[0]]]:
+            extra = {"notes": [f"other tokens than {models[0]}, so not comparable with it: {', '.join(others)}"]}
     elif isinstance(spec, JUDGED):
         battling = [m for m in models if not (isinstance(spec, ArenaSpec) and m == spec.baseline)]
         steps = {model: f"eval.suite.{name}.judge.{model}" for model in battling}
         rows = [row for step in steps.values() for row in ctx.rows(step, SuiteResult)]
         notes = {model: ctx.artifact(step).manifest.metrics.get("averages") for model, step in steps.items()}
         extra, models = ({"averages": notes} if any(notes.values()) else {}), battling
+        if isinstance(spec, ArenaSpec):
+            extra = battles_of(rows, battling, spec.baseline, seed=ctx.seed)
     else:
         rows, extra = _graded(ctx, name, spec, models)
     ctx.out.write_all(rows, [], asked=len(rows))
     ctx.finish(
         kind=spec.kind, items=len({row.item_id for row in rows}), models=models,
-        metrics=summarize(rows, models, seed=ctx.seed), **extra,
+        metrics=summarize(rows, models, seed=ctx.seed), **_asked_by(ctx, spec), **extra,
     )  # fmt: skip
 
 
@@ -280,7 +324,7 @@ def _perplexity_rows(ctx: Context, spec: PerplexitySpec, models: Sequence[str]) 
         raise UserError(f"{ctx.step.name}: no document is held out; raise splits.heldout or read more documents")
     rows = []
     for model in models:
-        tokenizer = Chat.load(ctx.process.model_folder(model)).tokenizer
+        tokenizer = load_tokenizer(ctx.process.model_folder(model))
         examples = []
         for document in documents:
             ids = tokenizer.encode(document.text)[: spec.max_length]

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from align.core.errors import UserError
 from align.recipe.base import BASE_MODEL, SFT_MODEL, Count, Number, Strict
-from align.recipe.load import apply_override, load_recipe
+from align.recipe.load import apply_override, lines_of, load_recipe
 from align.recipe.reward import ClassifierSpec
 from align.recipe.schema import Recipe
 from align.recipe.training import NEEDS_REFERENCE
@@ -20,6 +20,10 @@ from align.study.numbers import Measure
 
 JUDGES = ("selector", "validator")
 LABELS = "labels"  # name of the stage whose prompts are labelled
+PICTURES = ("gold", "proxy")  # of all arms; each arm has one of its own name beside them
+# What of a stage the study itself sets, in every arm.
+_SET = ("name", "init", "reference", "sample.models", "train.snapshots")
+MORE_PROMPTS = "it would give arms of several stages more prompts; lower corpus.limit or splits.stages instead"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -39,6 +43,19 @@ class ArmSpec(Strict):
     stages: Count
     stage: dict[str, Any] = Field(default_factory=dict, description="Merged into the recipe's first stage.")
     second_reward_model: bool = Field(True, description="false: the selector stands in for the validator and always agrees.")
+
+    @model_validator(mode="after")
+    def _its_own(self) -> ArmSpec:
+        sections = {name: self.stage.get(name, {}) for name in ("sample", "train")}
+        for name, section in sections.items():
+            if not isinstance(section, dict):
+                raise ValueError(f"stage.{name}: keys with their values go here, such as {{train: {{loss: simpo}}}}")
+        given = [*self.stage, *(f"{name}.{key}" for name, section in sections.items() for key in section)]
+        if taken := [key for key in given if key in _SET]:
+            raise ValueError(f"stage.{taken[0]}: the study sets it in every arm; remove the key")
+        if "sample.max_prompts" in given:
+            raise ValueError(f"stage.sample.max_prompts: {MORE_PROMPTS}")
+        return self
 
 
 class ComparisonSpec(Strict):
@@ -61,6 +78,10 @@ class StudySpec(Strict):
     @model_validator(mode="after")
     def _fits(self) -> StudySpec:
         for name, arm in self.arms.items():
+            if name.lower() in PICTURES:
+                raise ValueError(
+                    f"arm {name}: {' and '.join(PICTURES)} are names of the study's own pictures; choose another"
+                )
             if self.checkpoints % arm.stages:
                 raise ValueError(f"arm {name}: {self.checkpoints} checkpoints cannot be shared by {arm.stages} stages")
         for one in self.comparisons:
@@ -73,18 +94,26 @@ def load_study(folder: Path) -> StudySpec:
     """The arms and comparisons of a study's folder.
 
     Raises:
-        UserError: a file is missing, or arms.yaml is not as `StudySpec` says; every fault is listed.
+        UserError: a file is missing, or arms.yaml cannot be read or is not as `StudySpec` says; every fault is listed.
     """
     path = folder / "arms.yaml"
     for file in (path, folder / "recipe.yaml"):
         if not file.is_file():
             raise UserError(f"{file}: no such file; a study is a folder with recipe.yaml and arms.yaml")
     try:
-        return StudySpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    try:
+        dict(lines_of(yaml.compose(text, Loader=yaml.SafeLoader), (), path))  # refuses a key that is written twice
+        return StudySpec.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        faults = [f"{path}: {'.'.join(map(str, e['loc'])) or 'study'}: {e['msg']}" for e in error.errors()]
+        faults = [
+            f"{path}: {'.'.join(map(str, e['loc'])) or 'study'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
         raise UserError("\n".join(faults)) from None
 
 
@@ -117,10 +146,7 @@ class Plan:
         if models.gold is None:
             raise UserError(f"{self.path}: reward_models.gold: a study needs the reward that counts as the truth")
         if self.recipe().stages[0].sample.max_prompts is not None:
-            raise UserError(
-                f"{self.path}: stages.0.sample.max_prompts: it would give arms of several stages more prompts; lower "
-                "corpus.limit or splits.stages instead"
-            )
+            raise UserError(f"{self.path}: stages.0.sample.max_prompts: {MORE_PROMPTS}")
 
     @property
     def path(self) -> Path:

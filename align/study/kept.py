@@ -38,6 +38,8 @@ def keep(plan: Plan, arm: str, seed: int, seconds: float) -> None:
     steps = [int(manifest.metrics["steps"]) for manifest in stages]
     accuracy = {role: Manifest.load(plan.judge(role, seed).parent) for role in JUDGES}
     points = []
+    if reason := evaluation.manifest.metrics["meter"]["reason"]:
+        raise StepError(f"{run_dir}: {reason}")
     for point in evaluation.manifest.metrics["meter"]["points"]:
         mine = [row for row in rows if row.model == point["name"]]
         done = sum(steps[: max(0, point["stage"] - 1)]) + point["step"]

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from align.core.artifact import write_json, write_text
 from align.report.charts import HEIGHT, WIDTH, axes, fit, ticks
 from align.report.headline import percent
+from align.study.arms import PICTURES
 
 COLORS = ("#3f74ad", "#c4761b", "#7a5bb0", "#24818f", "#a8572f", "#64793a", "#b04a7f", "#5a636e", "#b5482f")
 DASHES = ("", "6 3", "2 3")
@@ -203,10 +204,10 @@ def write_page(out: Path, found: Mapping[str, Any]) -> None:
             f"{reward.capitalize()} gain of every arm",
             [curve_line(name, arm["curve"], reward, band=False) for name, arm in arms.items()],
         )
-        for reward in ("gold", "proxy")
+        for reward in PICTURES
     }
     for name, arm in arms.items():
-        both = [curve_line(reward, arm["curve"], reward, band=True) for reward in ("gold", "proxy")]
+        both = [curve_line(reward, arm["curve"], reward, band=True) for reward in PICTURES]
         drawn[f"{name}.svg"] = (f"{name}, mean of {_count(len(arm['seeds']), 'seed')}", both)
     write_json(out / "results.json", found)
     for file, (title, lines) in drawn.items():

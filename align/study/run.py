@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.artifact import versions, write_text
-from align.core.errors import StepError, UserError
+from align.core.errors import StepError, UserError, explain
 from align.core.lock import run_lock
 from align.recipe.load import dump_recipe
 from align.runner import Run
@@ -118,8 +118,8 @@ def run_arms(plan: Plan, todo: Sequence[Key], jobs: int, say: Say) -> Iterator[t
                 key = waiting.pop(0)
                 try:
                     running[key] = _start(plan, key, cores, say)
-                except (UserError, StepError) as error:
-                    yield key, str(error)
+                except (UserError, StepError, OSError) as error:  # also a donor's file that is gone, a disk without links
+                    yield key, explain(error)[0]
             ended = [key for key, one in running.items() if one.process.poll() is not None]
             for key in ended:
                 yield key, _end(plan, key, running.pop(key))
@@ -153,14 +153,14 @@ def _start(plan: Plan, key: Key, cores: int, say: Say) -> Running:
 def _end(plan: Plan, key: Key, one: Running) -> str:
     """Keep what the study needs of a run that ended well; else why it did not."""
     if one.process.returncode:
-        said = one.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = _lines(one.log)
         why = next((line.removeprefix("error: ") for line in reversed(said) if line.startswith("error: ")), "")
         return f"failed with code {one.process.returncode}: {why or 'no error was printed'} (log: {one.log})"
     try:
         keep(plan, *key, time.monotonic() - one.began)
-    except (UserError, StepError) as error:
-        return str(error)
-    drop_weights(plan.run_dir(*key))
+        drop_weights(plan.run_dir(*key))
+    except (UserError, StepError, OSError) as error:
+        return explain(error)[0]
     return ""
 
 
@@ -222,6 +222,6 @@ def provenance(command: str, seconds: float) -> dict[str, Any]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []

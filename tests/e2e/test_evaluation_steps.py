@@ -107,6 +107,8 @@ def test_what_cannot_be_graded_is_said(run: Path, tmp_path: Path) -> None:
     # Random weights write no marks: every failure is counted, and none is a zero.
     prose = fails(bench.replace("models", "references: optional, models"))
     assert "the judge base gave no verdict that can be read (2 " in prose
+    zeros = fails(bench.replace("mt_bench", "logickor, failures: zero"))
+    assert "the judge base gave no verdict that can be read (2 " in zeros, "LogicKor's zeros hid that there was none"
     assert "evaluation.suites has constraints, documents" in align("eval", "nothing", run_dir=run).stderr
     assert "--models goes with a suite" in align("eval", "--models", "M0", run_dir=run).stderr
 

@@ -121,6 +121,9 @@ def test_a_judge_without_a_verdict_is_asked_again_and_then_it_is_a_failure() -> 
     assert len(asked) == len({ask.id for ask in asked}) == 2 + RETRIES
     games, _ = fought(lambda ask: said("Well", cut=True), (prompt(), held("a"), held("b")))
     assert {g.failure for g in games} == {"truncated"}
+    games, asked = fought(lambda ask: said("[[A>>B]] is what I would say if", cut=True), (prompt(), held("a"), held("b")))
+    assert {(g.label, g.failure, g.attempts) for g in games} == {("", "truncated", 1 + RETRIES)}
+    assert len(asked) == 2 * (1 + RETRIES), "a verdict that was cut off is none"
     games, asked = fought(lambda ask: failed("prompt_too_long: 9"), (prompt(), held("a"), held("b")))
     assert {g.failure for g in games} == {"prompt_too_long"} and len(asked) == 2
 

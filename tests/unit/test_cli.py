@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from align.cli import STAGE_VERBS, STEP_VERBS, main
 from align.core.artifact import StepFolder
 from align.core.rows import Document, Reject
 from align.inspecting import recipes_folder
+from align.runner import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,6 +161,39 @@ def test_check_in_a_fresh_quickstart_folder(
         assert any(line.startswith(f"{step} ") and " to run " in line for line in lines), step
     assert " steps to run: " in lines[-1]
     assert {p.name for p in tmp_path.iterdir()} == {"recipe.yaml", "data"}, "checking writes nothing here"
+
+
+def test_a_suite_and_its_models_are_checked_before_anything_runs(
+    project: Path, capsys: pytest.CaptureFixture[str], tiny_llama: Path
+) -> None:
+    has = "align eval nosuch: evaluation.suites has constraints, documents"
+    assert error(capsys, "eval", "nosuch") == error(capsys, "eval", "nosuch", "--models", "M0") == has
+    assert error(capsys, "eval", "--models", "M0") == "--models goes with a suite: align eval SUITE --models M0 M2"
+    unknown = "--models: M7: no folder with config.json, and no model of the recipe (base, M0, M1, M2@1, M2)"
+    assert error(capsys, "eval", "constraints", "--models", "M0", "M7") == unknown
+    shutil.copytree(tiny_llama, "other/base")
+    taken = "--models: other/base: the recipe has the name base already; rename the folder, or link it under another name"
+    assert error(capsys, "eval", "constraints", "--models", "other/base", "M0") == taken
+    assert not Path("runs").exists()
+
+
+def test_the_models_of_a_suite_are_the_recipes_or_folders(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_llama: Path
+) -> None:
+    """Names are the recipe's, whatever lies in the current folder; a folder may have any name that a model may have."""
+    ran: list[Run] = []
+    monkeypatch.setattr("align.runner.execute", lambda run, wanted, say: ran.append(run) or len(wanted))
+    shutil.copytree(tiny_llama, "base")
+    shutil.copytree(tiny_llama, "it's/Llama-3.1-8B")
+    shutil.copytree(tiny_llama, "2024")
+    assert main(["eval", "constraints", "--models", "base", "M2", "it's/Llama-3.1-8B", "2024", "--set", "seed=3"]) == 0
+    recipe = ran[0].recipe
+    assert recipe.evaluation.suites["constraints"].models == ("base", "M2", "Llama-3.1-8B", "2024")
+    assert recipe.models["base"].builtin == "tiny-llama" and recipe.seed == 3
+    assert [recipe.models[name].path for name in ("Llama-3.1-8B", "2024")] == [
+        str(project / "it's/Llama-3.1-8B"), str(project / "2024"),
+    ]  # fmt: skip
+    assert ran[0].run_dir == project / "runs" / "proxy"
 
 
 def test_check_before_the_built_in_models_are_built(

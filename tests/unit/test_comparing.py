@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.comparing import compare_runs, flattened
-from align.core.artifact import StepFolder
+from align.core.artifact import Artifact, StepFolder
 from align.core.errors import UserError
 from align.core.hashing import content_id
 from align.core.rows import Document, EvalResult, Preference, Reject, Response, SuiteAnswer, SuiteResult, TrainedExample
@@ -27,9 +27,14 @@ RECIPE: dict[str, Any] = {
         "validator": {"kind": "classifier", "path": "/models/validator", "train": None},
     },
     "stages": [{"name": "M1", "init": "M0", "sample": {"models": ["M0"]}, "train": {"loss": "dpo", "beta": 0.1}}],
-    "evaluation": {"models": ["M1"], "suites": {"sums": {"kind": "exact_answer", "limit": 4, "max_tokens": 8}}},
+    "evaluation": {
+        "models": ["M1"],
+        "suites": {"sums": {"kind": "exact_answer", "path": "/data/sums.jsonl", "limit": 4, "max_tokens": 8}},
+    },
 }
 DEFAULT = {"str": "x", "int": 1, "float": 0.0, "list[int]": [1], "list[Message]": [{"role": "user", "content": "x"}]}
+# What the runs remember of files outside of them.
+HASHES = {"/models/base/w": "b", "/models/newer/w": "n", "/models/validator/w": "v", "/models/other/w": "o"}
 SCORES = {"p1": (1.0, 0.0), "p2": (2.0, 0.0), "p3": (3.0, 0.0), "p4": (4.0, 0.0)}  # selector and validator of M1
 
 
@@ -41,11 +46,12 @@ def row(row_type: type, name: str, **given: Any) -> Any:
 
 def write(
     run: Path, step: str, row_type: type, rows: Sequence[Any], files: Mapping[str, bytes] | None = None,
-    rejects: Sequence[str] = (), **metrics: Any,
+    rejects: Sequence[str] = (), inputs: Sequence[str] = (), **metrics: Any,
 ) -> None:  # fmt: skip
-    """A finished step."""
+    """A finished step, which read its inputs as they stand."""
     folder = run / folder_of(step)
-    out = StepFolder(folder, step=step, fingerprint=content_id(step), inputs={}, row_type=row_type, seed=7)
+    read = {name: Artifact(run / folder_of(name)).manifest.digest() for name in inputs}
+    out = StepFolder(folder, step=step, fingerprint=content_id(step), inputs=read, row_type=row_type, seed=7)
     for name, data in (files or {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -80,6 +86,7 @@ def suite(run: Path, values: Mapping[str, float], asked: Mapping[str, str] | Non
         for i, v in values.items()
     ]  # fmt: skip
     known = [v for v in values.values() if not math.isnan(v)]
+    more = {"file_sha256": "sums", "wording": "first"} | more
     of = {"mean": sum(known) / len(known), "low": 0.0, "high": 1.0, "items": len(known), "failed": {}, "change": None}
     write(run, "eval.suite.sums", SuiteResult, rows, metrics={"exact": {"M1": of}}, kind="exact_answer", **more)
 
@@ -90,6 +97,7 @@ def build(
     """A run up to its trained model, with its reward model."""
     run.mkdir()
     (run / "recipe.yaml").write_text(yaml.safe_dump(dict(recipe), sort_keys=False))
+    remember(run, HASHES)
     write(
         run, "corpus", Document, [row(Document, name) for name in documents], rejects=["too_short", "too_short", "too_long"]
     )
@@ -104,6 +112,11 @@ def build(
     used = [row(TrainedExample, "t")]
     write(run, "stage1.train", TrainedExample, used, {"model/w": b"m"}, loss=0.375, examined=examined, tokens=77)
     return run
+
+
+def remember(run: Path, hashes: Mapping[str, str]) -> None:
+    """Write down the content of files outside of a run, as its plans do."""
+    (run / ".hashes.json").write_text(json.dumps({path: [[1, 2, 3], value] for path, value in hashes.items()}))
 
 
 @pytest.fixture
@@ -332,6 +345,106 @@ def test_a_baseline_of_one_name_may_be_another_model(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("recorded", "note"),
+    [
+        ({"file_sha256": "other"}, "not graded alike (the suite's file differs)"),
+        ({"wording": "second"}, "not graded alike (the wording of the judge's questions differs)"),
+    ],
+)
+def test_the_same_questions_with_another_key_or_wording_are_not_paired(
+    tmp_path: Path, recorded: dict[str, str], note: str
+) -> None:
+    recipe = changed("evaluation.suites.sums.judge", "base")
+    runs = build(tmp_path / "a", recipe=recipe), build(tmp_path / "b", recipe=recipe)
+    suite(runs[0], {"1": 1.0, "2": 0.0})
+    suite(runs[1], {"1": 1.0, "2": 0.0})
+    assert compared(*runs)[0]["suites"][0]["note"] == ""
+    suite(runs[1], {"1": 1.0, "2": 0.0}, **recorded)
+    found, lines = compared(*runs)
+    (entry,) = found["suites"]
+    assert (entry["difference"], entry["note"]) == (None, note)
+    assert (entry["A"]["items"], entry["B"]["items"]) == (2, 2)
+    assert f"sums: {note}" in lines
+
+
+def test_a_suites_file_is_known_from_what_the_run_read_where_its_manifest_is_older(runs: tuple[Path, Path]) -> None:
+    for run in runs:
+        suite(run, {"1": 1.0, "2": 0.0}, file_sha256=None)
+    (entry,) = compared(*runs)[0]["suites"]
+    assert entry["difference"]["items"] == 2
+    assert entry["note"] == "not recorded in both runs: the suite's file"
+    for run, content in zip(runs, ("first", "corrected"), strict=True):
+        remember(run, {**HASHES, "/data/sums.jsonl": content})
+    (entry,) = compared(*runs)[0]["suites"]
+    assert (entry["difference"], entry["note"]) == (None, "not graded alike (the suite's file differs)")
+    remember(runs[1], {**HASHES, "/data/sums.jsonl": "first"})
+    (entry,) = compared(*runs)[0]["suites"]
+    assert (entry["difference"]["items"], entry["note"]) == (2, "")
+
+
+def test_a_suite_of_one_recipe_alone_is_not_paired(tmp_path: Path) -> None:
+    runs = build(tmp_path / "a"), build(tmp_path / "b", recipe=changed("evaluation.suites", {}))
+    for run in runs:
+        suite(run, {"1": 1.0, "2": 0.0})
+    (entry,) = compared(*runs)[0]["suites"]
+    assert (entry["difference"], entry["note"]) == (None, "only one of the recipes has it")
+
+
+def outside(kind: str, path: str) -> dict[str, Any]:
+    """The recipe with a validator that lies outside of the run."""
+    more = {"rules": {"references": path}, "judge": {"model": "base"}}.get(kind, {"path": path})
+    recipe = changed("reward_models.validator", {"kind": kind, **more})
+    if kind == "judge":
+        recipe["models"]["base"]["path"] = path
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "file"),
+    [
+        ("classifier", "/x/here", "/x/here/weights"),
+        ("function", "/x/here.py", "/x/here.py"),
+        ("rules", "/x/here.jsonl", "/x/here.jsonl"),
+        ("column", "/x/here-{step}.jsonl", "/x/here-eval.jsonl"),
+        ("judge", "/x/here", "/x/here/weights"),
+    ],
+)
+def test_reward_models_outside_of_a_run_are_known_by_content(tmp_path: Path, kind: str, path: str, file: str) -> None:
+    runs = [build(tmp_path / name, recipe=outside(kind, path)) for name in "ab"]
+
+    def validator() -> dict[str, Any]:
+        return dict(compared(*runs)[0]["reward_models"][1])
+
+    note = "taken for the same by its path; the runs do not record its content"
+    assert validator() == {"role": "validator", "same": True, "reason": "", "note": note}
+    assert f"validator: {note}" in compared(*runs)[1]
+    remember(runs[0], {file: "1"})
+    assert validator()["note"] == note, "only one of the runs tells"
+    remember(runs[1], {file: "1"})
+    assert (validator()["same"], validator()["note"]) == (True, "")
+    remember(runs[1], {file: "2"})
+    assert "different ones, so their scores" in validator()["reason"]
+    # The same in another place.
+    (runs[1] / "recipe.yaml").write_text(yaml.safe_dump(outside(kind, path.replace("here", "there")), sort_keys=False))
+    assert "different ones (by settings and paths" in validator()["reason"]
+    remember(runs[1], {file.replace("here", "there"): "1"})
+    assert validator()["same"]
+
+
+def test_a_suites_judge_of_unknown_content_is_said_to_be_so(tmp_path: Path) -> None:
+    recipe = changed("evaluation.suites.sums.judge", "base")
+    runs = build(tmp_path / "a", recipe=recipe), build(tmp_path / "b", recipe=recipe)
+    for run in runs:
+        suite(run, {"1": 1.0, "2": 0.0})
+    (runs[1] / ".hashes.json").write_text("[")
+    (entry,) = compared(*runs)[0]["suites"]
+    assert (entry["difference"]["items"], entry["note"]) == (2, "its judge is taken for the same by its path")
+    remember(runs[1], {**HASHES, "/models/base/w": "another"})
+    (entry,) = compared(*runs)[0]["suites"]
+    assert (entry["difference"], entry["note"]) == (None, "not graded alike (the judges are different models of one name)")
+
+
 def test_documents_of_perplexity_need_as_many_tokens(tmp_path: Path) -> None:
     recipe = changed("evaluation.suites.sums.kind", "perplexity")
     runs = build(tmp_path / "a", recipe=recipe), build(tmp_path / "b", recipe=recipe)
@@ -364,6 +477,50 @@ def test_what_has_not_run_is_said_to_be_so(runs: tuple[Path, Path]) -> None:
     assert {of["what"]: of["both"] for of in found["shared"]}["pairs of stage1.pair"] is None
     assert {of["difference"] is None for of in (*found["evaluation"], *found["suites"])} == {True}
     assert not any(line.startswith("stage1.pair rejected") for line in lines)
+
+
+def test_what_was_made_of_something_else_is_stale(runs: tuple[Path, Path]) -> None:
+    """A step whose input was made anew, and all that came of it: nothing of them is this run's any more."""
+    after = (
+        ("stage1.sample.M0", Response, ["corpus"]), ("stage1.train", TrainedExample, ["stage1.sample.M0"]),
+        ("eval.sample.M1", Response, ["stage1.train"]), ("eval", EvalResult, ["eval.sample.M1"]),
+        ("eval.suite.sums.answer.M1", SuiteAnswer, ["stage1.train"]),
+        ("eval.suite.sums", SuiteResult, ["eval.suite.sums.answer.M1"]),
+    )  # fmt: skip
+    for run in runs:
+        evaluate(run, SCORES)
+        suite(run, {"1": 1.0, "2": 0.0})
+        for step, row_type, inputs in after:
+            found = Artifact(run / folder_of(step)) if (run / folder_of(step)).exists() else None
+            metrics = found.manifest.metrics if found else {}
+            write(run, step, row_type, found.rows(row_type) if found else [], inputs=inputs, **metrics)
+    found, _ = compared(*runs)
+    assert {of[letter]["state"] for of in found["steps"] for letter in "AB" if of[letter]["state"] != "not run yet"} == {
+        "done"
+    }
+    assert found["suites"][0]["difference"] is not None
+    # Weights that were given back are lacking; what was made of them is what it was.
+    (runs[0] / "stage1/train/data/train-00000-of-00001.parquet").unlink()
+    found, _ = compared(*runs)
+    assert {of["step"]: of["A"]["state"] for of in found["steps"]}["stage1.train"] == "damaged"
+    assert found["suites"][0]["difference"] is not None
+    write(runs[1], "corpus", Document, [row(Document, "d9")])
+    found, lines = compared(*runs)
+    states = {of["step"]: of["B"]["state"] for of in found["steps"]}
+    assert {step for step, state in states.items() if state == "stale"} == {step for step, _, _ in after}
+    assert states["corpus"] == states["stage1.pair"] == "done"
+    assert line_of(lines, "eval.suite.sums")[1] == "stale"
+    assert [(of["A"] is None, of["B"], of["difference"]) for of in found["suites"]] == [(False, None, None)]
+    assert {of["B"]["prompts"] for of in found["evaluation"]} == {0}
+
+
+def test_steps_that_name_each_other_as_inputs_are_stale(runs: tuple[Path, Path]) -> None:
+    for step, other in (("corpus", "stage1.pair"), ("stage1.pair", "corpus")):
+        path = runs[1] / folder_of(step) / "manifest.json"
+        inputs = {other: Artifact(runs[1] / folder_of(other)).manifest.digest()}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "inputs": inputs}))
+    states = {of["step"]: of["B"]["state"] for of in compared(*runs)[0]["steps"]}
+    assert states["corpus"] == states["stage1.pair"] == "stale"
 
 
 @pytest.mark.parametrize(

@@ -998,6 +998,7 @@ def test_engines_import_without_heavy_packages() -> None:
         ("generation_config.json", {"eos_token_id": 1}, False),
         ("tokenizer_config.json", {"eos_token": "<pad>"}, False),
         ("tokenizer.json", {"more": 1}, False),
+        ("special_tokens_map.json", {"eos_token": "<pad>"}, False),
     ],
 )
 def test_only_weights_differ(tiny: Path, tmp_path: Path, file: str, change: dict[str, Any], same: bool) -> None:

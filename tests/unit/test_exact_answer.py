@@ -40,6 +40,7 @@ def asking(number: str) -> Item:
         ("18", "9 * 2 = 18\n#### 19", (0, 0, 0)),
         ("18", "So the answer is 18.", (0, 1, 1)),
         ("18", "So the answer is $18.00.", (0, 0, 1)),
+        ("18", "So the answer is $18.$", (0, 1, 1)),
         ("18", "The answer is 18. That took 3 steps.", (0, 0, 1)),
         ("18", "#### 18\n#### 19", (1, 0, 0)),
         ("70000", "#### $70,000", (0, 1, 1)),
@@ -82,26 +83,28 @@ def test_every_gsm8k_solution_is_right_and_none_with_another_number(shared_data)
         assert grades(item, plus_one(solution)) == (0, 0, 0), solution
 
 
-# lm-eval's exact_match removes these from both texts (lm_eval/tasks/gsm8k/gsm8k.yaml).
-def exact_match(found: str, solution: str) -> float:
-    for pattern in (",", r"\$", r"(?s).*#### ", r"\.$"):
-        found, solution = re.sub(pattern, "", found), re.sub(pattern, "", solution)
-    return float(found.lower() == solution.lower())
-
-
 @pytest.mark.parametrize("right", ["18", "1,234", "-3", "2.5"])
 def test_two_of_the_three_are_lm_evals_own(right):
     pytest.importorskip("lm_eval")
+    import lm_eval
+    import yaml
+    from lm_eval.api.metrics import exact_match_hf_evaluate
     from lm_eval.filters.extraction import RegexFilter
 
+    task = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks/gsm8k/gsm8k.yaml").read_text(encoding="utf-8"))
+    (metric,) = task["metric_list"]
+    ignored = {name: metric[name] for name in ("regexes_to_ignore", "ignore_case", "ignore_punctuation")}
+    first, last = (one["filter"][0] for one in task["filter_list"])
+    strict = RegexFilter(first["regex_pattern"])
+    flexible = RegexFilter(last["regex_pattern"], group_select=last["group_select"])
     answers = [
         "#### 18", "#### 1,234", "#### $18", "18.", "It is 18 or 2.5", "#### -3.", "-3", "####18", "#### 2.5.\n#### 18",
         "...", "$1,234.", "no", "", "1234", "정답은 1,234원", "#### ,", "18%", "2.50", "#### 18 개", "-", "1 234", "3-3",
+        "$18.$", "It is $18.$", "$1,234.$.", "18.,", "18..", "2.5$.", "$", "$.",
     ]  # fmt: skip
-    strict = RegexFilter(r"#### (\-?[0-9\.\,]+)")
-    flexible = RegexFilter(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", group_select=-1)
     for answer in answers:
-        found = [exact_match(next(iter(f.apply([[answer]], [{}])))[0], f"So.\n#### {right}") for f in (strict, flexible)]
+        read = [next(iter(f.apply([[answer]], [{}])))[0] for f in (strict, flexible)]
+        found = [exact_match_hf_evaluate([one], [f"So.\n#### {right}"], **ignored)["exact_match"] for one in read]
         assert list(grades(asking(right), answer)[:2]) == found, answer
 
 
@@ -124,6 +127,12 @@ def test_prompts_ask_for_a_chain_of_thought_in_the_questions_language(tmp_path):
 GOOD = {"question": "How many?", "answer": "#### 3"}
 
 
+@pytest.mark.parametrize("more", [{}, {"category": None}, {"category": ""}])
+def test_without_a_category_there_is_none(tmp_path, more):
+    (item,) = read_exact_answers(write(tmp_path / "suite.jsonl", GOOD | more))
+    assert item.category == ""
+
+
 @pytest.mark.parametrize(
     ("records", "message"),
     [
@@ -137,6 +146,9 @@ GOOD = {"question": "How many?", "answer": "#### 3"}
         ([GOOD | {"answer": "#### three"}], ":1: the answer has no number after ####"),
         ([GOOD | {"answer": "#### 3\nThat is it."}], ":1: the answer has no number after ####"),
         ([GOOD | {"lang": "fr"}], ":1: lang is 'fr'; write en or ko"),
+        ([GOOD | {"lang": ["en"]}], ":1: lang is ['en']; write en or ko"),
+        ([GOOD | {"lang": None}], ":1: lang is None; write en or ko"),
+        ([GOOD | {"category": ["a"]}], ":1: category is ['a']; write a text, or leave it out"),
         ([GOOD | {"id": None}], ":1: id is None; write a text or a whole number"),
     ],
 )

@@ -87,6 +87,15 @@ def test_official_forms_of_a_file(tmp_path: Path) -> None:
     assert [i.data["references"] for i in (first, second, third)] == [("", ""), ("", "x"), ("2", "4")]
 
 
+def test_null_does_not_hide_references_under_their_other_name(tmp_path: Path) -> None:
+    (one,) = read_mt_bench(
+        write(tmp_path / "q.jsonl", question(category="math", reference=None, references=["4", "5"])), "en"
+    )
+    assert one.data["references"] == ("4", "5")
+    (both,) = read_mt_bench(write(tmp_path / "q.jsonl", question(reference=["1"], references=["4", "5"])), "en")
+    assert both.data["references"] == ("1", "")
+
+
 def test_temperatures_are_those_published() -> None:
     warm, cool = {"writing", "roleplay"}, {"stem", "humanities"}
     assert len(TEMPERATURES) == 8
@@ -231,7 +240,12 @@ def test_items_of_two_suites_with_one_id_do_not_collide() -> None:
         ("The loop reads items[0]. Rating: [4]", 4), ("점수: [[9]]", 9),
         ("Rating: 8", "no_score"), ("", "no_score"), ("[[rating]]", "no_score"), ("eight", "no_score"),
         ("items[3] is out of range", "no_score"), ("[[8", "no_score"), ("[[8 of 10]]", "no_score"),
-        ("[[8]] no, [[3]]", "several_scores"), ("[1] and [2]", "several_scores"),
+        ("[[8]] no, [[3]]", "several_scores"), ("[1] and [2]", "no_score"), ("Rating: [1] or [2]", "several_scores"),
+        ("arr = [[5]] so I would give 8", "no_score"), ("df[[3]] is fine", "no_score"), ("[[[5]]]", "no_score"),
+        ("x=[[5]] runs.\nRating: [[8]]", 8), ("df[[3]] runs.\nRating: [[8]]", 8), ("Rating = [[5]]", 5),
+        ("As [2] shows", "no_score"), ("As [2] shows, it is right.\nScore: [7]", 7), ("Good.\n\n**[6]**", 6),
+        ("[6]\nGood.", "no_score"), ("As said in [2].", "no_score"), ("An accurate answer, see [2].", "no_score"),
+        ("평점: [7]", 7), ("평점은[[7]]", 7),
         ("[[11]]", "score_out_of_range"), ("[[0]]", "score_out_of_range"), ("[[-5]]", "score_out_of_range"),
         ("[[0.5]]", "score_out_of_range"), ("[[10.5]]", "score_out_of_range"), ("[" + "9" * 400 + "]", "score_out_of_range"),
         ("[[11]] [5]", "score_out_of_range"),
@@ -251,6 +265,12 @@ def test_a_rating(text: str, value: float | str) -> None:
         ("점수를 줄 수 없습니다.", "no_score"), ("점수: 숫자", "no_score"), ("8점", "no_score"), ("", "no_score"),
         ("점수: 10점 만점에 8점", "no_score"), ("점수: 10점 중 8점", "no_score"), ("점수: 7~8점", "no_score"),
         ("점수: 7-8", "no_score"), ("점수: 8/20", "no_score"), ("점수: 8/100", "no_score"), ("점수: 1,000", "no_score"),
+        ("점수: 10점 기준 8점", "no_score"), ("점수: 5 → 6", "no_score"), ("점수: 1부터 10까지", "no_score"),
+        ("점수: 8점 → 최종 7점", "no_score"), ("감점수: 2", "no_score"), ("감점 점수: 2", "no_score"),
+        ("최고 점수: 10", "no_score"), ("점수: 2점 감점", "no_score"), ("점수: 10점 만점", "no_score"),
+        ("점수: 8점 이상", "no_score"), ("점수: 8점 점수: 3점", "no_score"),
+        ("감점수: 2\n최종 점수: 8", 8), ("총점수: 8", 8), ("점수: 8/10점 만점", 8), ("점수: 8점 (만점 10점)", 8),
+        ("점수: 7점입니다. 이상적인 답은 아닙니다.", 7),
         ("점수: 8\n점수: 3", "several_scores"),
         ("점수: 11", "score_out_of_range"), ("점수: -1", "score_out_of_range"), ("점수: 85점", "score_out_of_range"),
     ],
@@ -280,7 +300,17 @@ LONG = 10**6
 
 
 @pytest.mark.parametrize(
-    "text", ["점수:" + " " * LONG, "점수: 1" + " " * LONG, "[[1" + " " * LONG, "점수" * LONG, "[[1" * LONG, "[" + "1" * LONG]
+    "text",
+    [
+        "점수:" + " " * LONG,
+        "점수: 1" + " " * LONG,
+        "[[1" + " " * LONG,
+        "점수" * LONG,
+        "[[1" * LONG,
+        "=" + " " * LONG,
+        "점수: 1" + "(10점" * LONG,
+        "[" + "1" * LONG,
+    ],
 )
 def test_endless_text_is_read(text: str) -> None:
     """Quadratic backtracking over this much takes hours."""
@@ -364,7 +394,7 @@ def test_a_judge_without_a_score_is_asked_again_with_other_seeds_and_some_heat()
 @pytest.mark.parametrize(
     ("reply", "failure"),
     [("Nice.", "no_score"), ("[[12]]", "score_out_of_range"), ("[[2]] [[3]]", "several_scores"),
-     (said("Well, the", cut=True), "truncated")],
+     (said("Well, the", cut=True), "truncated"), (said("Rating: [[2]], since it", cut=True), "truncated")],
 )  # fmt: skip
 def test_without_a_score_after_all_tries_there_is_a_failure_and_no_zero(reply: str | Reply, failure: str) -> None:
     judgments, asked = judged(lambda ask: reply, (item("One?"), held("a")))
@@ -372,6 +402,14 @@ def test_without_a_score_after_all_tries_there_is_a_failure_and_no_zero(reply: s
     assert len(asked) == 1 + RETRIES == judgment.attempts
     assert judgment.failure == failure and math.isnan(judgment.raw) and math.isnan(judgment.score)
     assert judgment.grade.failure == failure and math.isnan(judgment.grade.value)
+
+
+def test_an_answer_that_was_cut_is_not_read_but_asked_for_again() -> None:
+    answers: Iterator[str | Reply] = iter(
+        [said("Rating: [[2]] would be what an answer gets that", cut=True), "Rating: [[6]]"]
+    )
+    (judgment,), asked = judged(lambda ask: next(answers), (item("One?"), held("a")))
+    assert (judgment.raw, judgment.attempts, len(asked)) == (6, 2, 2)
 
 
 def test_a_call_without_an_answer_is_not_made_again() -> None:

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import sem, t
 
 from align.core.rows import EvalResult, Instruction, Response, Score
 from align.evaluate.metrics import (
@@ -16,6 +17,7 @@ from align.evaluate.metrics import (
     number,
     quantile_interval,
     resampled_means,
+    t_interval,
     wins,
 )
 from align.evaluate.table import eval_results, model_table
@@ -29,6 +31,31 @@ def test_intervals_cover_the_true_mean_as_often_as_they_say() -> None:
         low, high = bootstrap_interval(rng.normal(1.5, 2.0, 50).tolist(), seed=trial)
         covered += low <= 1.5 <= high
     assert 0.88 <= covered / 200 <= 0.98  # 0.95 by name; the percentile bootstrap of 50 values gives about 0.94
+
+
+def test_t_intervals_cover_the_true_mean_of_few_values() -> None:
+    """Where the percentile bootstrap of three values covers it in about 75 % of samples."""
+    data = np.random.default_rng(0).normal(1.5, 2.0, (3000, 3))
+    for level in (0.95, 0.99):
+        covered = sum(low <= 1.5 <= high for low, high in (t_interval(row, level=level) for row in data))
+        assert covered / 3000 == pytest.approx(level, abs=0.012)
+
+
+def test_t_interval_is_that_of_scipy() -> None:
+    for data, level in (([0.01, 0.02], 0.95), ([3.0, -1.0, 4.0, 1.0], 0.9875)):
+        expected = t.interval(level, len(data) - 1, loc=np.mean(data), scale=sem(data))
+        assert t_interval(data, level=level) == pytest.approx(expected, rel=1e-9)
+
+
+def test_t_interval_without_a_spread_is_left_to_the_sign_test() -> None:
+    for few in ([], [3.0], [1.0] * 5):
+        assert all(map(math.isnan, t_interval(few)))
+    assert t_interval([1.0] * 6) == (1.0, 1.0), "six of one sign come by chance in 2 of 64 samples"
+    assert all(map(math.isnan, t_interval([1.0] * 6, level=0.98))) and t_interval([1.0] * 7, level=0.98) == (1.0, 1.0)
+    third = [0.1 + 0.2 - 0.3, *[0.0] * 7]
+    assert t_interval(third) == (0.0, 0.0), "rounding is no gain"
+    noisy = [1.1 - 0.1, 2.1 - 1.1, 4.4 - 3.4]
+    assert len(set(noisy)) > 1 and all(map(math.isnan, t_interval(noisy))), "and no spread"
 
 
 def test_interval_narrows_with_data_and_widens_with_level() -> None:
@@ -119,6 +146,13 @@ def test_model_table_by_hand() -> None:
     assert empty["answers"] == 0 and empty["num_tokens"] is None and empty["selector_win_rate"]["mean"] is None
     assert json.dumps([baseline, entry, empty], allow_nan=False)
     assert model_table(rows, ["M0", "M1", "M2"], "M0", seed=17) == [baseline, entry, empty], "the rows' order is no matter"
+
+
+def test_three_wins_of_three_are_not_certain_in_the_table() -> None:
+    rows = [result(model, p, score, -score) for model, score in (("M0", 1.0), ("M1", 2.0)) for p in "abc"]
+    entry = model_table(rows, ["M0", "M1"], "M0", seed=17)[1]
+    assert entry["selector_win_rate"] == {"mean": 1.0, "low": 0.4385, "high": 1.0}
+    assert entry["validator_win_rate"] == {"mean": 0.0, "low": 0.0, "high": 0.5615}
 
 
 def prompt(name: str, lang: str) -> Instruction:

@@ -83,7 +83,14 @@ RECIPE: dict[str, Any] = {
         "gold": {"kind": "rules"},
     },
     "stages": [{"name": "M1", "init": "M0", "reference": "M0", "train": {"loss": "dpo", "beta": 0.125, "max_length": 99}}],
-    "evaluation": {"models": ["M0", "M1"], "suites": {"sums": {"kind": "exact_answer", "path": "/data/sums.jsonl"}}},
+    "evaluation": {
+        "models": ["M0", "M1"],
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "suites": {"sums": {"kind": "exact_answer", "path": "/data/sums.jsonl"}},
+    },
 }
 METER = {
     "points": [
@@ -185,7 +192,10 @@ def test_numbers(run: Path) -> None:
     assert "| selector | 62.5 (51.2 to 75) | 41.5 (30 to 52) | 8 | the answers are longer |" in text
     assert "| gold | 62.5 (51.2 to 75) |  | 8 |  |" in text
     assert "- KL to M0: 3.38 nats for each answer, standard error 0.5; 0.0625 for each token" in text
-    assert "| sums | exact | 0.25 (0.125 to 0.5) | -0.5 (-0.75 to -0.125) from M0 | 15 | cut\\_short 1 |" in text
+    assert (
+        "| sums | exact | 0.25 (0.125 to 0.5) | -0.5 (-0.75 to -0.125) from M0, on 15 items of both | 15 | cut\\_short 1 |"
+        in text
+    )
     assert "Alignment tax: 1 of 1 numbers are worse" in text
     assert "- Chosen checkpoint: M1, this model (highest lower bound)" in text
     assert "- Stop rule: it fired at M1; the gold reward was best at M0" in text
@@ -207,6 +217,31 @@ def test_what_was_not_measured_is_named_and_nowhere_else(run: Path, tmp_path: Pa
         assert name in limits(text)
     assert "| sums |" not in text
     assert "## Over-optimization\n\nNot measured." in text
+
+
+def test_a_change_over_fewer_items_says_over_how_many(run: Path) -> None:
+    assert "-0.125) from M0, on 15 items of both | 15 |" in cards(run)["M1"]  # M0's mean is over 16
+    fewer = {**SUITE["M1"], "items": 16, "change": {**SUITE["M1"]["change"], "items": 12}}
+    edit(run, "eval.suite.sums", metrics={"exact": {**SUITE, "M1": fewer}})
+    text = cards(run)["M1"]
+    assert "-0.125) from M0, on 12 items of both | 16 |" in text
+    assert "- Worse in sums, exact: -0.5 (-0.75 to -0.125) from M0, on 12 items of both\n" in text
+    equal = {**fewer, "change": {**SUITE["M1"]["change"], "items": 16}}
+    edit(run, "eval.suite.sums", metrics={"exact": {**SUITE, "M1": equal}})
+    assert "items of both" not in cards(run)["M1"]
+
+
+def test_only_what_is_a_kl_is_called_one(run: Path) -> None:
+    assert "log-ratio" not in cards(run)["M1"].lower()
+    cut = {**RECIPE, "evaluation": {**RECIPE["evaluation"], "temperature": 0.7}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(cut, sort_keys=False))
+    text = cards(run)["M1"]
+    assert "- Log-ratio to M0: 3.38 nats for each answer" in text
+    assert "no estimate of the KL, since answers were not sampled at temperature 1 without cut-offs" in text
+    assert "sqrt(log-ratio) 0.625 (0.512 to 0.75) away" in text
+    assert "KL to" not in text and "sqrt(KL)" not in text
+    edit(run, "eval", kl=[])
+    assert "log-ratio to other models" in limits(cards(run)["M1"])
 
 
 def test_a_run_without_gold_has_no_verdict(run: Path) -> None:
@@ -294,6 +329,10 @@ def test_no_card_for_what_does_not_stand(run: Path) -> None:
     assert "M0 or what it was trained on is damaged or has been made anew" in said[-1]
     write(run, "sft", TrainedExample, ["sft.data"], model_files(), loss=2.0)
     write(run, "stage1.train", TrainedExample, ["stage1.pair", "sft"], model_files(), loss=0.5)
+    # Nor from other documents, though the step between them is not made anew.
+    write(run, "corpus", Document, files={"more.txt": b"x"})
+    assert write_model_cards(run) == []
+    write(run, "corpus", Document)
     (run / "stage1/train/model/model.safetensors").write_bytes(b"short")
     assert write_model_cards(run) == [run / "sft/train/model" / CARD]
     next((run / "sft/data/data").glob("*.parquet")).write_bytes(b"short")

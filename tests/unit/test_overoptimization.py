@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from align.evaluate.overoptimization import (
     Checkpoint,
+    chains,
     choose_checkpoint,
     divergence,
     fit_forms,
@@ -22,14 +24,16 @@ from align.evaluate.overoptimization import (
 NAN = float("nan")
 
 
-def checkpoint(index: int, gold: Any, proxy: Any = None, *, sqrt_kl: float | None = None) -> Checkpoint:
+def checkpoint(
+    index: int, gold: Any, proxy: Any = None, *, sqrt_kl: float | None = None, parent: str | None = None
+) -> Checkpoint:
     def by_prompt(values: Any) -> dict[str, float]:
         return {f"p{i:03}": float(v) for i, v in enumerate(values)}
 
     return Checkpoint(
         name=f"c{index}", stage="dpo", step=10 * index, fraction=index / 10,
         sqrt_kl=float(index) if sqrt_kl is None else sqrt_kl,
-        gold=by_prompt(gold), proxy=by_prompt(gold if proxy is None else proxy),
+        gold=by_prompt(gold), proxy=by_prompt(gold if proxy is None else proxy), parent=parent,
     )  # fmt: skip
 
 
@@ -70,12 +74,17 @@ def test_fit_finds_planted_coefficients_and_the_peak(form: str, a: float, b: flo
 
 
 def test_bands_cover_the_planted_curve_as_often_as_they_say() -> None:
-    truth, covered = 4.0 * (1.2 - 0.15 * 4.0), 0
+    covered, widths, at = 0, [], D.max() * 33 / 50
     for seed in range(60):
         curve = fit_forms(D, planted("best_of_n", 1.2, 0.15, 2.0, prompts=60, seed=seed), seed=seed)["best_of_n"]["curve"]
-        point = min(curve, key=lambda p: abs(p["d"] - 4.0))
-        covered += point["low"] <= point["d"] * (1.2 - 0.15 * point["d"]) <= point["high"]
-    assert truth > 0 and 0.85 <= covered / 60 <= 1.0
+        point = curve[33]
+        covered += point["low"] <= at * (1.2 - 0.15 * at) <= point["high"]
+        widths.append(point["high"] - point["low"])
+    assert point["d"] == pytest.approx(at) and 0.88 <= covered / 60 < 1
+    # Least squares by hand: the fitted height is a sum of the points' means, each with noise 2 / sqrt(60).
+    d = D[D > 0]
+    lever = np.array([at, -at * at]) @ np.linalg.pinv(np.stack([d, -d * d], axis=1))
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * 2 / math.sqrt(60) * np.linalg.norm(lever), rel=0.04)
 
 
 def test_bands_resample_prompts_and_not_points() -> None:
@@ -119,6 +128,9 @@ def test_too_few_distances_are_no_fit_but_a_reason() -> None:
     assert (missing["points"], missing["unmeasured"], missing["reason"]) == (5, 1, "")
     assert missing["rl"]["a"] == pytest.approx(0.9)
     assert fit_forms([0.0, NAN, 1, 2, 3], np.ones((5, 4)))["unmeasured"] == 1
+    clipped = fit_forms([0.0, 0.0, 1, 2, 3, 0.0], np.ones((6, 4)))
+    assert (clipped["points"], clipped["at_zero"], clipped["unmeasured"]) == (3, 2, 0), "the start itself is not counted"
+    assert missing["at_zero"] == 0
     assert fit_forms([], np.empty((0, 0)))["points"] == 0
     with pytest.raises(ValueError, match="gains of shape"):
         fit_forms([0.0, 1.0], [[1.0]])
@@ -173,9 +185,82 @@ def test_bonferroni_keeps_luck_from_winning() -> None:
     for seed in range(40):  # 10 checkpoints that are all as good as the start
         series = [checkpoint(i, gold) for i, gold in enumerate(np.random.default_rng(seed).normal(size=(11, 60)))]
         for bonferroni in chosen:
-            chosen[bonferroni] += choose_checkpoint(series, bonferroni=bonferroni, seed=seed)["chosen"] > 0
+            chosen[bonferroni] += choose_checkpoint(series, bonferroni=bonferroni)["chosen"] > 0
     assert chosen[True] <= 5 < chosen[False]
     assert choose_checkpoint(series)["level"] == pytest.approx(1 - 0.05 / 10)
+
+
+@pytest.mark.parametrize("prompts", [2, 4, 8, 12, 24, 60])
+def test_luck_decides_no_more_often_than_the_level_says(prompts: int) -> None:
+    """Four checkpoints that equal the start: 2.5 % of runs may choose one, or see gold fall on the first step.
+
+    A percentile bootstrap chooses in 52, 23, 8, 6, 4 and 4 % of them and sees a fall in 27, 10, 6, 5, 3 and 3 %.
+    """
+    rng, runs, chosen, fallen, stopped = np.random.default_rng(prompts), 1000, 0, 0, 0
+    for _ in range(runs):
+        series = [checkpoint(i, gold) for i, gold in enumerate(rng.normal(size=(5, prompts)))]
+        chosen += choose_checkpoint(series)["chosen"] > 0
+        found = stop_rule(series)
+        fallen += found["comparisons"][0]["below"]
+        stopped += found["stop"] is not None
+    room = 2.5 * math.sqrt(0.025 * 0.975 / runs)
+    assert max(chosen, fallen, stopped) / runs <= 0.025 + room
+    assert fallen / runs >= 0.025 - room, "and no less often, or it would see too little"
+
+
+def test_two_prompts_decide_nothing_that_is_not_far_beyond_their_spread() -> None:
+    zeros = checkpoint(0, [0.0, 0.0])
+    assert choose_checkpoint([zeros, checkpoint(1, [0.01, 0.02])])["chosen"] == 0
+    assert not divergence([zeros, checkpoint(1, [-0.01, -0.02], [0.01, 0.02])])[0]["over_optimized"]
+    falling = [zeros, checkpoint(1, [-0.01, -0.02]), checkpoint(2, [-0.02, -0.03])]
+    assert stop_rule(falling)["stop"] is None
+    assert choose_checkpoint([zeros, checkpoint(1, [5.0, 5.1])])["chosen"] == 1
+
+
+def test_gains_that_are_all_the_same_decide_where_a_sign_test_would() -> None:
+    def chosen(prompts: int, others: int) -> dict[str, Any]:
+        return choose_checkpoint([checkpoint(k, [float(k > 0)] * prompts) for k in range(others + 1)])
+
+    assert [chosen(prompts, 1)["chosen"] for prompts in (2, 5, 6)] == [0, 0, 1], "2^(1-6) is at most 0.05"
+    assert [chosen(prompts, 4)["chosen"] for prompts in (7, 8)] == [0, 1], "and 2^(1-8) at most 0.05 / 4"
+    few = chosen(5, 1)["gains"][0]
+    assert (few["mean"], few["low"], few["high"], few["eligible"]) == (1.0, None, None, False)
+
+
+def test_a_branch_is_compared_along_its_own_chain() -> None:
+    """M2 begins from M1@1: it falls once from there, though M1 fell before it in the order of training."""
+    rng = np.random.default_rng(3)
+    level = rng.normal(0, 3, 60)
+
+    def at(index: int, gold: float, proxy: float, parent: str | None = None) -> Checkpoint:
+        return checkpoint(
+            index, level + gold + rng.normal(0, 0.05, 60), level + proxy + rng.normal(0, 0.05, 60), parent=parent
+        )
+
+    golds = [(0.0, 0.0), (0.5, 0.5), (0.3, 0.7), (0.2, 0.6)]
+    line = [at(k, *values) for k, values in enumerate(golds)]
+    branch = [*line[:3], replace(line[3], parent="c1")]
+    assert chains(line) == [[0, 1, 2, 3]] and chains(branch) == [[0, 1, 2], [0, 1, 3]]
+    assert stop_rule(line)["stop"] == 3 and stop_rule(line)["others"] == []
+    found = stop_rule(branch)
+    assert (found["end"], found["stop"], found["best"]) == ("c3", None, 1)
+    assert [(r["name"], r["best"], r["below"]) for r in found["comparisons"]] == [("c1", "c0", False), ("c3", "c1", True)]
+    assert [(one["end"], one["stop"]) for one in found["others"]] == [("c2", None)]
+    steps = divergence(branch)
+    assert [(s["start"], s["end"]) for s in steps] == [("c0", "c1"), ("c1", "c2"), ("c1", "c3")]
+    assert [s["over_optimized"] for s in steps] == [False, True, True]
+    assert steps[2]["proxy"]["mean"] == pytest.approx(0.1, abs=0.05), "from c1, not from c2, where it would be -0.1"
+
+
+def test_each_chain_stops_by_itself() -> None:
+    series = run([0.0, 1.0, 0.6, 0.5, 1.2])
+    found = stop_rule([*series[:4], replace(series[4], parent="c1")])
+    assert (found["end"], found["stop"], found["best"]) == ("c4", None, 4)
+    assert [(one["end"], one["stop"], one["best"]) for one in found["others"]] == [("c3", 3, 1)]
+    # A model from outside the chain is no step of this training, and its own chain begins with what came of it.
+    outside = [*series[:2], replace(series[2], parent="base"), series[3]]
+    assert chains(outside) == [[0, 1], [2, 3]] and [s["end"] for s in divergence(outside)] == ["c1", "c3"]
+    assert choose_checkpoint(outside)["name"] == "c1", "all are compared with the start"
 
 
 def test_stop_after_two_falls_in_a_row() -> None:

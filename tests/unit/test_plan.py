@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -20,9 +21,11 @@ from align.core.rows import Document, SftExample
 from align.recipe.load import load_recipe
 from align.recipe.schema import NEEDS_REFERENCE
 from align.runner import Run, _next_group, command_of
+from align.steps.checks import check_suites
 from align.steps.context import Context, Process
 from align.steps.estimate import estimates, print_plan
 from align.steps.step import engine_process
+from align.steps.suites import _judgements
 from align.steps.table import Planned, build_steps, plan_steps
 
 TEXT = """\
@@ -338,6 +341,45 @@ def test_one_engine_serves_a_model_and_all_that_were_trained_from_it(project: Pr
     asked = [step.asks for step in group]
     assert {"base", "M0", "M1", "M2"} <= {*asked}
     assert len([model for model, _ in groupby(asked)]) == len({*asked}), "weights change once for each model"
+
+
+def test_a_group_waits_for_scores_that_others_make(project: Project) -> None:
+    shutil.rmtree(project.run_dir / "stage1")
+    column = f"{{kind: column, path: '{project.folder}/{{step}}.jsonl'}}"
+    sets = (
+        f"reward_models.selector={{kind: ensemble, members: [{{kind: judge, model: base}}, {column}]}}",
+        "stages.0.sample.models=[base]",
+    )
+    names = [p.step.name for p in _next_group(project.plan(*sets), None)]
+    assert "stage1.sample.base" in names and "stage1.score.selector" not in names
+    (project.folder / "stage1.jsonl").write_text("")
+    assert "stage1.score.selector" in [p.step.name for p in _next_group(project.plan(*sets), None)]
+
+
+def test_a_judges_verdicts_are_kept_by_what_answers(project: Project) -> None:
+    def kept(*sets: str) -> Path:
+        recipe = load_recipe(project.folder / "recipe.yaml", sets)
+        process = Process(recipe, project.run_dir, {step.name: step for step in build_steps(recipe)})
+        journal = _judgements(Context(process.steps["eval"], cast(StepFolder, None), process), "bench", "base")
+        journal.close()
+        return journal.path
+
+    server = "engine={{kind: openai, base_url: 'http://localhost:1/v1', model_names: {{base: {}, M0: {}}}}}"
+    assert kept(server.format("small", "a")) == kept(server.format("small", "b"))
+    assert kept(server.format("small", "a")) != kept(server.format("large", "a"))
+    assert kept() != kept("engine.dtype=bfloat16")
+
+
+def test_suite_files_are_read_while_a_step_needs_them(project: Project) -> None:
+    pytest.importorskip("lm_eval")
+    file = project.folder / "items.jsonl"
+    file.write_text('{"key": 1, "prompt": "Hi", "instruction_id_list": ["no:such"], "kwargs": [{}]}\n')
+    recipe = load_recipe(
+        project.folder / "recipe.yaml", [f"evaluation.suites={{mine: {{kind: ifeval, path: {file}, max_tokens: 9}}}}"]
+    )
+    with pytest.raises(UserError, match=r"items\.jsonl:1"):
+        check_suites(recipe, ["eval.suite.mine.answer.M0"])
+    check_suites(recipe, ["eval", "eval.suite.mine2"])
 
 
 def test_commands_of_steps(project: Project) -> None:

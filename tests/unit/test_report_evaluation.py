@@ -19,7 +19,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synthetic_run import build_run, manifest
 
+from align.core.artifact import read_rows
 from align.core.errors import UserError
+from align.core.rows import EvalResult
+from align.evaluate.meter import Place
+from align.evaluate.meter import meter as measure
 from align.report import meter_charts
 from align.report.artifacts import read_recipe
 from align.report.estimates import amount, decimals, in_words, listed, p_text, shown, side
@@ -208,6 +212,61 @@ def test_over_optimization_is_seen_and_the_checkpoint_before_it_chosen(page: str
     assert peak["where"] == "inside" and f"has its peak at d = {in_words({**peak, 'mean': peak['d']})}, inside" in text
 
 
+def test_the_page_says_which_intervals_decide(page: str) -> None:
+    assert (
+        "Intervals of gains, and those that the choice, the stop rule and over-optimized steps rest on, are Student's t "
+        "over prompts; those of distances and curves are percentile bootstraps over prompts." in words(page)
+    )
+
+
+def test_a_meter_without_its_start_is_a_sentence(run_dir: Path, tmp_path: Path) -> None:
+    rows = [row for row in read_rows(run_dir / "eval/result", EvalResult) if row.model != "M0"]
+    found = measure(rows, [Place(name="M0", stage=0), Place(name="M1", stage=1)], seed=1)
+    view = meter_view(found, {})
+    assert view and view.finding == found["reason"] and "add M0 to evaluation.models" in view.finding
+    assert view.charts == view.drift == view.rows == view.notes == [] and view.has_gold, "gold is not what lacks"
+    shown_page = report(changed(run_dir, tmp_path, "eval/result", {"meter": found}))
+    assert words(shown_page).count(found["reason"]) == 2, "at the head and in the section"
+    assert "has no meter" not in part(shown_page) and "reward_models.gold" not in part(shown_page)
+
+
+def test_branches_are_drawn_and_told_apart(meter: dict[str, Any]) -> None:
+    """M2@1 and M2 went on from M1@1, beside M1."""
+    meter["points"][3]["parent"] = "M1@1"
+    meter["stop"] = {
+        "end": "M2", "stop": None, "best": 4, "comparisons": [{"below": False}],
+        "others": [{"end": "M1", "stop": 2, "best": 1, "comparisons": [{"below": True}] * 2}],
+    }  # fmt: skip
+    for step in meter["steps"]:
+        step["over_optimized"] = False
+    view = meter_view(meter, {})
+    assert view
+    assert finding(meter).startswith(
+        "Gold fell below that of M1@1 on the way to M1 and stayed there, so training went on too long there. Use "
+    )
+    notes = " ".join(view.notes)
+    assert "Stop rule on the way to M1: stop at M1; gold was under that of M1@1" in notes
+    assert "Stop rule on the way to M2: no reason to stop earlier" in notes
+    for chart in map(str, view.charts):
+        places = {name: f"{x},{y}" for name, x, y in re.findall(r'<title>(\S+):.*?cx="([\d.]+)" cy="([\d.]+)"', chart)}
+        drawn = [line.split() for line in re.findall(r'class="path [^"]*" points="([^"]*)"', chart)]
+        names = {place: name for name, place in places.items()}
+        assert [[names[place] for place in line] for line in drawn] == [["M0", "M1@1", "M1"], ["M1@1", "M2@1", "M2"]]
+    tokens = re.findall(r'class="path [^"]*" points="([^"]*)"', str(view.drift[0]))
+    assert [len(line.split()) for line in tokens] == [3, 3]
+    for point in meter["points"]:  # as an earlier version wrote them
+        del point["parent"]
+    old = meter_view(meter, {})
+    assert old and str(old.charts[0]).count('class="path') == 1
+
+
+def test_points_without_a_positive_kl_are_named(meter: dict[str, Any]) -> None:
+    assert "not above 0" not in " ".join(meter_view(meter, {}).notes)  # type: ignore[union-attr]
+    meter["points"][1]["sqrt_kl"]["mean"] = meter["points"][3]["sqrt_kl"]["mean"] = 0.0
+    view = meter_view(meter, {})
+    assert view and "Left out of the curves, since their estimate of KL is not above 0: M1@1 and M2@1." in view.notes
+
+
 def test_without_flags_the_sentence_claims_less(meter: dict[str, Any]) -> None:
     for step in meter["steps"]:
         step["over_optimized"] = False
@@ -227,6 +286,7 @@ def test_the_notes_say_why_and_what_is_missing(meter: dict[str, Any]) -> None:
     meter["choice"]["gains"][0]["missing"] = 3
     meter["choice"]["gains"][1]["eligible"] = True
     meter["choice"]["gains"][2]["eligible"] = False
+    meter["choice"]["gains"][3] |= {"eligible": False, "low": None, "high": None, "prompts": 5}
     meter["fits"]["gold"]["best_of_n"]["peak"] |= {"where": "beyond", "low": 3.0, "high": None}
     meter["fits"]["gold"]["rl"] |= {"peak": None, "no_peak": "the reward falls from the start"}
     meter["points"][3]["sqrt_kl"] = estimate(None, None, None)  # type: ignore[arg-type]
@@ -234,7 +294,8 @@ def test_the_notes_say_why_and_what_is_missing(meter: dict[str, Any]) -> None:
     assert view
     notes = " ".join(view.notes)
     for said in (
-        "no reason to stop earlier", "M1@1: 3 prompts lack a gold reward of it or of M0.", "M2@1 could not be chosen",
+        "no reason to stop earlier", "M1@1: 3 prompts lack a gold reward of it or of M0.",
+        "M2@1 could not be chosen: too few", "M2 could not be chosen: its gold gains on 5 prompts give no interval.",
         "an extrapolation, with no upper bound", "no peak, since the reward falls from the start",
         "Without a distance, and so not in the charts over it: M2@1.",
     ):  # fmt: skip

@@ -28,7 +28,7 @@ from align.evaluate.overoptimization import Checkpoint
 from align.recipe.load import dump_recipe, load_recipe
 from align.recipe.schema import Recipe
 from align.runner import Run, execute
-from align.study import kept, labels, run
+from align.study import kept, labels, run, sharing
 from align.study.arms import Plan, load_study
 from align.study.kept import drop_weights, keep, read_run
 from align.study.labels import noisy_pairs
@@ -264,6 +264,56 @@ def test_shipped_templates_make_four_demands_that_can_be_met() -> None:
         text = (STUDY / "prompts" / "en" / f"template-{task}.md").read_text().partition("## user\n")[2].strip()
         found = demands(text.format(keyword="bond price", topic="Personal finance"), "en")
         assert len(found) == 4 and not contradiction(found), task
+
+
+MORE = "it would give arms of several stages more prompts"
+
+
+@pytest.mark.parametrize(
+    ("arm", "says"),
+    [
+        ("{stages: 1, stage: {train: simpo}}", "arms.odd: stage.train: keys with their values go here"),
+        ("{stages: 1, stage: {train: null}}", "arms.odd: stage.train: keys with their values go here"),
+        ("{stages: 1, stage: {sample: 3}}", "arms.odd: stage.sample: keys with their values go here"),
+        ("{stages: 1, stage: simpo}", "arms.odd.stage: Input should be a valid dictionary"),
+        ("{stages: 1, stage: {name: X}}", "arms.odd: stage.name: the study sets it in every arm; remove the key"),
+        ("{stages: 1, stage: {init: base}}", "arms.odd: stage.init: the study sets it"),
+        ("{stages: 1, stage: {reference: M0}}", "arms.odd: stage.reference: the study sets it"),
+        ("{stages: 1, stage: {sample: {models: [base]}}}", "arms.odd: stage.sample.models: the study sets it"),
+        ("{stages: 1, stage: {train: {snapshots: 2}}}", "arms.odd: stage.train.snapshots: the study sets it"),
+        ("{stages: 3, stage: {sample: {max_prompts: 9}}}", f"arms.odd: stage.sample.max_prompts: {MORE}"),
+        ("{stages: 1}\n  odd: {stages: 2}", r"arms.yaml:\d+: arms.odd is written twice \(first in line \d+\)"),
+        ("{stages: 1, stages: 2}", "arms.odd.stages is written twice"),
+        ("{stages: 1}\n  gold: {stages: 1}", "arm gold: gold and proxy are names of the study's own pictures"),
+        ("{stages: 1}\n  Proxy: {stages: 1}", "arm Proxy: gold and proxy are names"),
+        ("{stages: 1", "not valid YAML"),
+    ],
+)
+def test_mistakes_in_an_arm_are_one_clear_line(tmp_path: Path, arm: str, says: str) -> None:
+    (tmp_path / "recipe.yaml").write_text((STUDY / "recipe.yaml").read_text())
+    text = (STUDY / "arms.yaml").read_text()
+    (tmp_path / "arms.yaml").write_text(text.replace("arms:\n", f"arms:\n  odd: {arm}\n"))
+    with pytest.raises(UserError, match=says) as caught:
+        load_study(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / "arms.yaml")) and "\n" not in str(caught.value)
+
+
+def test_what_an_arm_may_change(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text((STUDY / "recipe.yaml").read_text())
+    arm = "{stages: 2, stage: {train: {loss: simper, epochs: 3}, sample: {n: 3}, pair: {pairs_per_prompt: 2}}}"
+    (tmp_path / "arms.yaml").write_text((STUDY / "arms.yaml").read_text().replace("arms:\n", f"arms:\n  odd: {arm}\n"))
+    overrides = ("corpus.paths=[a.jsonl]", "prompts.folder=null")
+    stages = Plan(tmp_path, tmp_path / "out", load_study(tmp_path), overrides).arm_recipe("odd", 1).stages
+    found = [(s.train.loss, s.train.epochs, s.sample.n, s.pair.pairs_per_prompt) for s in stages]
+    assert found == [("simper", 3, 3, 2)] * 2
+
+
+def test_arms_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text((STUDY / "recipe.yaml").read_text())
+    (tmp_path / "arms.yaml").write_bytes((STUDY / "arms.yaml").read_bytes() + "# é".encode("latin-1"))
+    with pytest.raises(UserError, match=r"arms.yaml: cannot be read \('utf-8' codec") as caught:
+        load_study(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -524,7 +574,7 @@ def test_a_failed_arm_stops_no_other(plan: Plan, monkeypatch: pytest.MonkeyPatch
         if key[0] == "two-stages-dpo":
             raise UserError("busy")
         bad = key == ("one-stage-simpo", 102)
-        log = plan.out / "log"
+        log = plan.out / f"{key[0]}-{key[1]}.log"  # one for each: another process's start empties its own
         with log.open("wb") as handle:
             code = "print('error: no pair'); exit(2)" if bad else ""
             return run.Running(subprocess.Popen([sys.executable, "-c", code], stdout=handle), log)
@@ -548,6 +598,44 @@ def test_a_failed_arm_stops_no_other(plan: Plan, monkeypatch: pytest.MonkeyPatch
     done |= {(arm, seed): arm_run(arm, seed, [[0.0, 1.0], [1.0, 2.0]]) for arm in plan.spec.arms for seed in (101, 102)}
     assert run_study(STUDY, plan.out, 2, [], 2, said.append) == 0
     assert "14 of 14 runs stand, 0 to do" in said[2] and "Partial" not in (plan.out / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("fault", ["no links", "gone", "kept", "weights"])
+def test_a_disk_that_fails_an_arm_stops_no_other(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, fault: str, smollm2_path: Path
+) -> None:
+    bad, good = ("one-stage-dpo", 101), ("two-stages-dpo", 101)
+    real, ended = run._start, list[tuple[str, int]]()
+
+    def fail(*args: Any) -> Any:
+        raise OSError(18, "Invalid cross-device link", "a", None, "b")
+
+    def start(plan: Plan, key: tuple[str, int], cores: int, say: Any) -> run.Running:
+        if key == bad and fault in ("no links", "gone"):
+            return real(plan, key, cores, say)
+        return run.Running(subprocess.Popen([sys.executable, "-c", ""]), plan.out / "log")
+
+    def kept_run(plan: Plan, arm: str, seed: int, seconds: float) -> None:
+        ended.append((arm, seed))
+        if fault == "kept" and (arm, seed) == bad:
+            raise FileNotFoundError(2, "No such file or directory", "manifest.json")
+
+    def weights(folder: Path) -> None:
+        if fault == "weights" and folder == plan.run_dir(*bad):
+            fail()
+
+    monkeypatch.setattr(run, "_start", start)
+    monkeypatch.setattr(run, "keep", kept_run)
+    monkeypatch.setattr(run, "drop_weights", weights)
+    if fault == "no links":
+        donor = Run(plan.arm_recipe(*good), plan.run_dir(*good))
+        fake_step(donor, "corpus", Document)
+        monkeypatch.setattr(sharing.os, "link", fail)
+    if fault == "gone":
+        monkeypatch.setattr(run, "take_over", lambda *args: Path(plan.out / "nowhere").read_text())
+    found = dict(run.run_arms(plan, [bad, good], 2, lambda line: None))
+    says = {"no links": "Invalid cross-device link", "gone": "nowhere", "kept": "manifest.json", "weights": "cross-device"}
+    assert says[fault] in found[bad] and found[good] == "" and good in ended
 
 
 def test_processes_end_when_the_study_is_interrupted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

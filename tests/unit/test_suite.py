@@ -15,7 +15,14 @@ def row(
 ) -> SuiteResult:
     values = {"category": "", "lang": "en", "failure": "", "raw": ""} | more
     return SuiteResult(
-        id=f"{model}{item}{metric}{key}", item_id=item, model=model, metric=metric, value=value, weight=weight, **values
+        id=f"{model}{item}{metric}{key}",
+        item_id=item,
+        model=model,
+        metric=metric,
+        key=key,
+        value=value,
+        weight=weight,
+        **values,
     )
 
 
@@ -50,6 +57,33 @@ def test_the_change_is_over_the_same_items() -> None:
     found = summarize([*rows, row("b", "only", 500.0)], ["a", "b"], seed=1)["m"]["b"]["change"]
     assert found["mean"] == pytest.approx(1.05) and found["items"] == 20
     assert 1.0 <= found["low"] <= 1.05 <= found["high"] <= 1.1, "unpaired it would be as wide as the items differ"
+
+
+def test_the_change_is_over_the_same_turns() -> None:
+    """Model a lacks the second turn of every item: its first turns alone are compared with the first turns of b."""
+    rows = []
+    for k in range(10):
+        rows += [row("a", str(k), 8.0, metric="score", key="1")]
+        rows += [row("a", str(k), math.nan, metric="score", key="2", failure="no_score")]
+        rows += [row("b", str(k), value, metric="score", key=key) for key, value in (("1", 8.0), ("2", 2.0))]
+    for models in (("a", "b"), ("b", "a")):
+        found = summarize(rows, models, seed=1)["score"]
+        assert found[models[1]]["change"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "items": 10}
+        assert (found["a"]["mean"], found["b"]["mean"]) == (8.0, 5.0), "means are over all grades"
+
+
+def test_an_item_of_which_no_turn_is_in_both_has_no_change() -> None:
+    rows = [row("a", "1", 8.0, key="1"), row("a", "1", math.nan, key="2", failure="no_score")]
+    rows += [row("b", "1", math.nan, key="1", failure="no_score"), row("b", "1", 2.0, key="2")]
+    assert summarize(rows, ["a", "b"], seed=1)["m"]["b"]["change"] == {"mean": None, "low": None, "high": None, "items": 0}
+
+
+@pytest.mark.parametrize("metric", ["score", "score_without_penalty", "turn_1", "nats_per_token"])
+def test_marks_that_happen_to_be_one_are_no_shares(metric: str) -> None:
+    rows = [row(model, str(k), 1.0, metric=metric) for model in "ab" for k in range(3)]
+    found = summarize(rows, ["a", "b"], seed=1)[metric]
+    assert (found["a"]["mean"], found["a"]["low"], found["a"]["high"]) == (1.0, 1.0, 1.0)
+    assert (found["b"]["change"]["low"], found["b"]["change"]["high"]) == (0.0, 0.0)
 
 
 def test_shares_have_intervals_that_know_doubt() -> None:
