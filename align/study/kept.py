@@ -38,7 +38,7 @@ def keep(plan: Plan, arm: str, seed: int, seconds: float) -> None:
     steps = [int(manifest.metrics["steps"]) for manifest in stages]
     accuracy = {role: Manifest.load(plan.judge(role, seed).parent) for role in JUDGES}
     points = []
-    if reason := evaluation.manifest.metrics["meter"]["reason"]:
+    if reason := evaluation.manifest.metrics["meter"].get("reason"):
         raise StepError(f"{run_dir}: {reason}")
     for point in evaluation.manifest.metrics["meter"]["points"]:
         mine = [row for row in rows if row.model == point["name"]]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -24,6 +25,7 @@ from align.runner import Run, _next_group, command_of
 from align.steps.checks import check_suites
 from align.steps.context import Context, Process
 from align.steps.estimate import estimates, print_plan
+from align.steps.evaluation import _places
 from align.steps.step import engine_process
 from align.steps.suites import _judgements
 from align.steps.table import Planned, build_steps, plan_steps
@@ -471,3 +473,15 @@ def test_what_decides_the_result_of_generation_is_in_its_fingerprint(project: Pr
     assert (
         fingerprints(*best)["respond.score"] != fingerprints(*best, "reward_models.selector.max_length=64")["respond.score"]
     )
+
+
+def test_the_meters_places_know_what_they_began_from(project: Project) -> None:
+    recipe = load_recipe(
+        project.folder / "recipe.yaml",
+        ["stages.0.train.snapshots=2", "stages.1.init=M1@1", "evaluation.models=[M0, M2]"],
+    )
+    looks = {"examined": [{}, {"step": 3}], "steps": 3}
+    trained = SimpleNamespace(manifest=SimpleNamespace(metrics=looks))
+    ctx = SimpleNamespace(recipe=recipe, artifact=lambda name: trained)
+    found = [(place.name, place.parent) for place in _places(cast(Context, ctx))]
+    assert found == [("M0", None), ("M1@1", "M0"), ("M1@2", "M1@1"), ("M1", "M1@2"), ("M2", "M1@1")]
