@@ -26,11 +26,13 @@ _COUNTS = (
 
 @dataclass(frozen=True)
 class Suite:
-    """One suite as it stands: `metrics` as its manifest has them, empty where it has not finished."""
+    """One suite as it stands: `metrics` as its manifest has them, empty where it has not finished; `asked` by the recipe or
+    left by an earlier one."""
 
     name: str
     state: str
     metrics: Mapping[str, Any]
+    asked: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,10 @@ def run_steps(run_dir: Path, recipe: Mapping[str, Any]) -> list[str]:
 
 def gather_suites(run_dir: Path, recipe: Mapping[str, Any]) -> list[Suite]:
     """All suites of a run, finished or not."""
-    found = []
+    found, asked = [], at(recipe, "evaluation", "suites") or ()
     for name in suite_names(run_dir, recipe):
         step = record(run_dir, f"eval.suite.{name}")
-        found.append(Suite(name, step.state, step.manifest.metrics if step.manifest else {}))
+        found.append(Suite(name, step.state, step.manifest.metrics if step.manifest else {}, name in asked))
     return found
 
 
@@ -186,6 +188,7 @@ def _by_chance(suites: Sequence[Suite]) -> str:
 def _notes(suite: Suite) -> list[str]:
     """What the suite says of itself, and what of a judge's marks the means do not show."""
     found = [f"{suite.name}: {note}." for note in at(suite.metrics, "notes") or ()]
+    found += [] if suite.asked else [f"{suite.name}: of an earlier recipe of this run; the present one does not ask for it."]
     for model, averages in (at(suite.metrics, "averages") or {}).items():
         counts = [f"{words}: {averages[key]:,}" for key, words in _COUNTS if at(averages, key)]
         means = {n: at(averages, f"turn_{n}") for n in (1, 2)}

@@ -542,6 +542,16 @@ def test_a_model_that_a_suite_did_not_ask_has_a_dash(run_dir: Path, tmp_path: Pa
     assert [cell is None for cell in row.cells] == [False, False, True, False]
 
 
+def test_a_suite_that_the_recipe_no_longer_asks_for_is_marked(run_dir: Path) -> None:
+    def marked(*asked: str) -> list[str]:
+        view = suites_view(gather_suites(run_dir, {"evaluation": {"suites": dict.fromkeys(asked)}}))
+        assert view
+        return [line.split(":")[0] for line in view.notes if "of an earlier recipe" in line]
+
+    assert marked("ifeval", "math", "ppl", "needle", "chat") == []
+    assert marked("chat", "math") == ["ifeval", "needle", "ppl"]
+
+
 def test_heat_maps_show_number_shade_and_failures() -> None:
     def cell(mean: float | None, failed: int = 0) -> dict[str, Any]:
         low, high = (None, None) if mean is None else (max(0.0, mean - 0.2), min(1.0, mean + 0.2))
