@@ -143,17 +143,21 @@ def _weighted(items: Sequence[tuple[float, ...]], seed: int, *, share: bool) -> 
     low = high = None
     rates = data[:, 0] / data[:, 1]
     if share and data.shape[1] == 2 and rates[0] in (0, 1) and (rates == rates[0]).all():
-        count = data[:, 1].sum() ** 2 / (data[:, 1] ** 2).sum()  # Kish (1965): so many items of equal weight say as much
-        low, high = _wilson(np.full((max(1, round(count)), 1), rates[0]))
+        low, high = wilson(np.full((effective_count(data[:, 1]), 1), rates[0]))
     elif share and np.isin(data[:, ::2], (0, 1)).all() and (data[:, 1::2] == 1).all():
-        low, high = (_wilson if data.shape[1] == 2 else _agresti_min)(data[:, ::2])
+        low, high = (wilson if data.shape[1] == 2 else _agresti_min)(data[:, ::2])
     elif len(data) > 1:
         draw = np.random.default_rng(seed).integers(0, len(data), (BOOTSTRAPS, len(data)))
         low, high = (round(float(v), 4) for v in np.quantile(mean(data[draw].sum(axis=1)), (0.025, 0.975)))
     return {"mean": round(float(mean(data.sum(axis=0))), 4), "low": low, "high": high}
 
 
-def _wilson(values: NDArray[np.float64]) -> tuple[float, float]:
+def effective_count(weights: NDArray[np.float64]) -> int:
+    """How many items of one weight say as much as these: sum(w)^2 / sum(w^2) (Kish 1965), rounded down."""
+    return int(weights.sum() ** 2 / (weights**2).sum() + 1e-9)
+
+
+def wilson(values: NDArray[np.float64]) -> tuple[float, float]:
     """Interval of a share, from (I, 1) zeros and ones."""
     from scipy.stats import binomtest  # type: ignore[import-untyped]
 

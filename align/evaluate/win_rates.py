@@ -17,7 +17,7 @@ import numpy as np
 
 from align.core.errors import StepError
 from align.evaluate.metrics import Floats, bootstrap_interval, number, quantile_interval, resampled_means, wins
-from align.evaluate.suite import _wilson
+from align.evaluate.suite import effective_count, wilson
 
 REFITS = 1000  # resamples of the length-controlled rate, each fitted anew
 PERMUTATIONS = 9999
@@ -126,11 +126,11 @@ def _interval(values: Floats, weights: Floats, seed: int) -> dict[str, float | N
 def _all_the_same(outcome: float, weights: Floats) -> tuple[float, float]:
     """Wilson's interval where every prompt has one outcome, halves of a win rounded outwards.
 
-    Prompts of different weights count as fewer of one weight, sum(w)^2 / sum(w^2) (Kish 1965), rounded down.
+    Prompts of different weights count as fewer of one weight.
     """
-    count = int(weights.sum() ** 2 / (weights**2).sum() + 1e-9)
+    count = effective_count(weights)
     least, most = (np.arange(count) < round_(count * outcome) for round_ in (math.floor, math.ceil))
-    return _wilson(least[:, None].astype(float))[0], _wilson(most[:, None].astype(float))[1]
+    return wilson(least[:, None].astype(float))[0], wilson(most[:, None].astype(float))[1]
 
 
 def merge_games(games: Sequence[Comparison]) -> tuple[list[Comparison], dict[str, Any]]:
