@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
 from align.core.errors import UserError
 from align.core.hashing import derive_seed
 from align.core.language import sentences
 from align.core.rows import SuiteResult
-from align.evaluate.suite import Conversation, Grade, Item
+from align.evaluate.suite import Conversation, Grade, Item, wilson
 
 PROMPTS = {
     "en": "Read the text and answer the question after it.\n\n<text>\n{text}\n</text>\n\n"
@@ -281,12 +283,9 @@ def heat_map(results: Iterable[tuple[Item, Grade | SuiteResult]]) -> dict[str, A
 
 
 def _cell(values: Sequence[float]) -> dict[str, float | int | None]:
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
-
     graded = [value for value in values if not math.isnan(value)]
     counts = {"graded": len(graded), "failed": len(values) - len(graded)}
     if not graded:
         return {"mean": None, "low": None, "high": None, **counts}
-    interval = binomtest(round(sum(graded)), len(graded)).proportion_ci(method="wilson")
-    mean = sum(graded) / len(graded)
-    return {"mean": round(mean, 4), "low": round(interval.low, 4), "high": round(interval.high, 4), **counts}
+    low, high = wilson(np.asarray(graded)[:, None])
+    return {"mean": round(sum(graded) / len(graded), 4), "low": low, "high": high, **counts}

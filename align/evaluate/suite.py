@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from align.core.rows import SuiteResult
 from align.evaluate.metrics import BOOTSTRAPS
+from reward.audit import wilson as share_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +160,8 @@ def effective_count(weights: NDArray[np.float64]) -> int:
 
 def wilson(values: NDArray[np.float64]) -> tuple[float, float]:
     """Interval of a share, from (I, 1) zeros and ones."""
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
-
-    found = binomtest(int(values.sum()), len(values)).proportion_ci(method="wilson")
-    return round(float(found.low), 4), round(float(found.high), 4)
+    low, high = share_interval(int(values.sum()), len(values))
+    return (math.nan, math.nan) if low is None or high is None else (round(low, 4), round(high, 4))
 
 
 def _agresti_min(values: NDArray[np.float64]) -> tuple[float, float]:
