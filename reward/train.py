@@ -126,6 +126,16 @@ def training_order(lengths: Sequence[int], batch_size: int, epochs: int, seed: i
     return order
 
 
+def micro_batch(longest: int, batch_size: int, tokens: int) -> int:
+    """Pairs that go through the model at once: the most that divide `batch_size` and stay within `tokens`, or else one.
+
+    Args:
+        longest: tokens of the longest side of any pair.
+        tokens: of both sides of these pairs, padding included.
+    """
+    return max((n for n in range(1, batch_size + 1) if batch_size % n == 0 and 2 * n * longest <= tokens), default=1)
+
+
 def _run(
     model: Any,
     encoder: Encoder,
@@ -134,6 +144,7 @@ def _run(
     epochs: int,
     learning_rate: float,
     batch_size: int,
+    micro_batch_tokens: int,
     seed: int,
     precision: str,
     centering: float,
@@ -148,11 +159,14 @@ def _run(
     from transformers import PrinterCallback
     from trl import RewardConfig, RewardTrainer
 
+    lengths = [max(len(p.chosen_ids), len(p.rejected_ids)) for p in train]
+    at_once = micro_batch(max(lengths), batch_size, micro_batch_tokens)
     total = math.ceil(len(train) * epochs / batch_size)
     config = RewardConfig(
         output_dir=str(checkpoint_dir),
         num_train_epochs=1,  # the rows hold every epoch
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=batch_size // at_once,
         train_sampling_strategy="sequential",  # `training_order` has shuffled
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
@@ -176,7 +190,6 @@ def _run(
     )
     if config.n_gpu > 1:
         config._n_gpu = 1  # TRL refuses DataParallel; one GPU trains, `accelerate launch` uses more
-    lengths = [max(len(p.chosen_ids), len(p.rejected_ids)) for p in train]
     order = training_order(lengths, batch_size, epochs, seed)
     rows: list[dict[str, Any]] = [{"chosen_ids": train[i].chosen_ids, "rejected_ids": train[i].rejected_ids} for i in order]
     if margin:  # TRL's collator and loss take the column where there is one
@@ -241,6 +254,7 @@ def train_reward_model(
     save_steps: int | None = None,
     centering: float = 0.01,
     margin: bool = False,
+    micro_batch_tokens: int = 2048,
 ) -> dict[str, Any]:
     """Train a reward model on the "train" pairs, save it, and measure it on the others as scoring will use it.
 
@@ -263,6 +277,8 @@ def train_reward_model(
         save_steps: steps between checkpoints; None is one every two minutes.
         centering: c of the loss; 0 leaves the term out.
         margin: subtract each pair's `margin` in the loss.
+        micro_batch_tokens: as in `micro_batch`; gradients of a batch's parts add up to the batch's. (The parts of the last
+            step, where the learning rate is near 0, count alike even if the last one has fewer pairs.)
 
     Returns:
         `pairs_train`, `left_out` ((pair id, reason) of the pairs of both splits that take no part: `cannot_be_encoded`,
@@ -291,9 +307,9 @@ def train_reward_model(
         raise UserError("margin: none of the training pairs has a margin; give the preference file a column margin")
     model = _fresh_model(backbone, encoder.pad_id, seed)
     state = _run(
-        model, encoder, train, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
-        precision=precision, centering=centering, margin=margin, on_step=on_step, checkpoint_dir=checkpoint_dir,
-        save_steps=save_steps,
+        model, encoder, train, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+        micro_batch_tokens=micro_batch_tokens, seed=seed, precision=precision, centering=centering, margin=margin,
+        on_step=on_step, checkpoint_dir=checkpoint_dir, save_steps=save_steps,
     )  # fmt: skip
     losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry]
     if not losses or not all(math.isfinite(loss) for loss in losses):

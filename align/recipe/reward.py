@@ -19,6 +19,9 @@ class RewardTrainSpec(Strict):
     epochs: Count = Field(1, description="More than one overfits soon.")
     learning_rate: Positive = 1.0e-5
     batch_size: Count = 8
+    micro_batch_tokens: Count = Field(
+        2048, description="Most tokens that go through the model at once; changes speed and memory, not results."
+    )
     max_length: Count = 512
     centering: NotNegative = Field(0.01, description="Weight of (r_w + r_l)^2, which keeps scores near 0; 0 is off.")
     margin: bool = Field(False, description="Use the preference file's column margin: -log s(r_w - r_l - m).")

@@ -86,6 +86,7 @@ def run_reward_train(ctx: Context) -> None:
         metrics = train_reward_model(
             model_path(spec.train.backbone), ctx.out.folder / "model", pairs, epochs=spec.train.epochs,
             learning_rate=spec.train.learning_rate, batch_size=spec.train.batch_size, max_length=spec.train.max_length,
+            micro_batch_tokens=spec.train.micro_batch_tokens,
             centering=spec.train.centering, margin=spec.train.margin, seed=judge_seed(ctx.recipe, name),
             precision=spec.precision, checkpoint_dir=ctx.out.work / "checkpoints",
             on_step=lambda step, total, loss: bar.advance(1, f"loss {loss:.3f}"),

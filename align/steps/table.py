@@ -147,7 +147,9 @@ def _sft_and_reward_steps(recipe: Recipe) -> Iterator[Step]:
         yield Step(
             name=f"reward.{name}", verb="reward", folder=f"reward/{name}", row_type=TrainedExample,
             inputs=("reward.data",), models=(model_path(spec.train.backbone),), process="train:reward",
-            config={**dump(spec.train, "backbone"), "precision": spec.precision, "seed": judge_seed(recipe, name)},
+            config={
+                **dump(spec.train, "backbone", *_NOT_RESULTS), "precision": spec.precision, "seed": judge_seed(recipe, name),
+            },
             about=f"train the {name} (Bradley-Terry)",
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from align.core.rows import RewardPair
 from reward.classifier import Classifier, keep_head_exact, score_head
 from reward.encoder import PLAIN_TEMPLATE, Encoder, fit
 from reward.golden import golden_scores, read_golden
-from reward.train import _fresh_model, newest_checkpoint, train_reward_model, training_order
+from reward.train import _fresh_model, micro_batch, newest_checkpoint, train_reward_model, training_order
 
 CHAT = (
     "{% for m in messages %}{{ '<s>' if loop.first else '' }}{{ '<' + m.role + '>' + m.content + '<end>' }}{% endfor %}"
@@ -347,6 +347,26 @@ def test_the_loss_is_the_formula(folders: dict[str, Path], tmp_path: Path, cente
         expected.append(math.log(1 + math.exp(-difference)) + centering * (chosen + rejected) ** 2)
     assert any(known[i].margin for i in first)
     assert losses[0] == pytest.approx(sum(expected) / 3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("longest", "batch_size", "tokens", "expected"),
+    [(100, 8, 1600, 8), (100, 8, 1599, 4), (100, 6, 900, 3), (100, 8, 10, 1)],
+)
+def test_micro_batches_divide_the_batch(longest: int, batch_size: int, tokens: int, expected: int) -> None:
+    assert micro_batch(longest, batch_size, tokens) == expected
+
+
+def test_micro_batches_train_as_the_whole_batch_does(folders: dict[str, Path], tmp_path: Path) -> None:
+    losses: dict[int, list[float]] = {}
+    for tokens in (10_000, 1):
+        losses[tokens] = []
+        train(
+            folders["llama"], tmp_path / str(tokens), batch_size=6, learning_rate=1e-3, centering=0.5,
+            micro_batch_tokens=tokens, on_step=lambda step, total, loss, kept=losses[tokens]: kept.append(loss),
+        )  # fmt: skip
+    assert len(losses[1]) == 9  # steps of six pairs, not of one
+    assert losses[1] == pytest.approx(losses[10_000], abs=1e-4)
 
 
 def test_options_that_cannot_be_met_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
