@@ -17,7 +17,7 @@ from pathlib import Path
 from align.core.artifact import Manifest
 from align.core.errors import UserError
 from align.recipe.base import BASE_MODEL
-from align.recipe.reward import ClassifierSpec, JudgeSpec
+from align.recipe.reward import ClassifierSpec, JudgeSpec, RewardTrainSpec
 from align.recipe.schema import Recipe
 from align.recipe.suites import ArenaSpec, LogickorSpec, MtBenchSpec, PerplexitySpec
 from align.recipe.training import TrainSpec
@@ -41,7 +41,7 @@ JUDGE_TOKENS = 20  # of two marks, or a topic, in JSON
 SHORTLIST_TOKENS = 25  # of a topic's name and definition
 ANSWER_SHARE = 0.7  # of max_tokens that an answer uses
 ENGINE_CACHE_GIB = 2.0
-REWARD_ACTIVATIONS_GIB = 1.5  # of a batch of 8 pairs of 300 tokens, and the runtime
+REWARD_PAIR_TOKENS = 280  # both sides
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
         score_params[name.split(".")[0]] += params
         if isinstance(judge, ClassifierSpec) and judge.train:
             pairs = sft * recipe.reward_data.per_example
-            tokens = pairs * 280 * judge.train.epochs
-            memory = params * 16 / 2**30 + REWARD_ACTIVATIONS_GIB
+            tokens = pairs * REWARD_PAIR_TOKENS * judge.train.epochs
+            memory = reward_training_gib(folder, params, judge.train, judge.precision == "bf16")
             result[f"reward.{name}"] = Estimate(pairs, tokens, memory, seconds_of(tokens, params))
     for k, stage in enumerate(recipe.stages, 1):
         prompts = min(pool * share[stage.name], stage.sample.max_prompts or 10**12)
@@ -235,6 +235,17 @@ def training_gib(folder: Path, parameters: float, spec: TrainSpec, example: floa
         shards=spec.processes if spec.parallel == "fsdp2" else 1,
     )
     return found.total / 2**30
+
+
+def reward_training_gib(folder: Path, parameters: float, spec: RewardTrainSpec, bf16: bool) -> float:
+    """Peak memory of training a reward model on pairs of usual length, GiB; arguments as in `training_gib`."""
+    shape = ModelShape.of(folder, parameters)
+    if shape is None:
+        return parameters * 16 / 2**30
+    tokens = max(REWARD_PAIR_TOKENS, min(spec.micro_batch_tokens, spec.batch_size * REWARD_PAIR_TOKENS))
+    device = "cuda" if _has_gpu() else "cpu"
+    stored = stored_bytes(folder)
+    return training_memory(shape, tokens=tokens, scored=0, bf16=bf16, stored_bytes=stored, device=device).total / 2**30
 
 
 def _has_gpu() -> bool:
