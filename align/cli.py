@@ -128,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
         "--jobs", type=int, default=1, help="arms at the same time, each with its part of the cores (default: 1)"
     )
     study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, for all arms alike")
+    study.add_argument("--page", action="store_true", help="run nothing; write the page anew from what is finished")
     commands.add_parser("doctor", help="say what is installed, and what this machine can do")
     return top
 
@@ -255,8 +256,10 @@ def _other(args: argparse.Namespace) -> int:
 
         audit_command(args.path, print, json_out=args.json, page=args.page)
     elif args.command == "study":
-        from align.study.run import run_study
+        from align.study.run import run_study, write_again
 
+        if args.page:
+            return write_again(args.folder, args.out, args.set, lambda line: print(line, flush=True))
         return run_study(args.folder, args.out, args.seeds, args.set, args.jobs, lambda line: print(line, flush=True))
     elif args.command == "compare":
         from align.comparing import compare_runs

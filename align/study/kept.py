@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from align.core.artifact import Artifact, Manifest, write_json
 from align.core.errors import StepError
-from align.core.rows import EvalResult, Instruction, Response
+from align.core.rows import EvalResult, Instruction, Response, RewardPair
 from align.evaluate.overoptimization import Checkpoint
 from align.evaluate.table import per_prompt
 from align.recipe.base import BASE_MODEL
 from align.runner import Run
 from align.study.arms import JUDGES, LABELS, Plan
+from align.study.labels import TURNED
 from align.study.numbers import ArmRun
 
 KEPT = "study.json"
+OF_ANSWERS = ("num_tokens", "finished", "repetition")
 
 
-def keep(plan: Plan, arm: str, seed: int, seconds: float) -> None:
+def keep(plan: Plan, arm: str, seed: int) -> None:
     """Write `study.json`: what the study needs of a finished run, and the fingerprint that it stands for.
 
     Raises:
@@ -36,12 +40,12 @@ def keep(plan: Plan, arm: str, seed: int, seconds: float) -> None:
     trained = [Manifest.load(run_dir / f"stage{k}" / "train") for k in range(1, len(recipe.stages) + 1)]
     stages = [manifest for manifest in trained if manifest is not None]
     steps = [int(manifest.metrics["steps"]) for manifest in stages]
-    accuracy = {role: Manifest.load(plan.judge(role, seed).parent) for role in JUDGES}
-    points = []
+    points, answers = [], []
     if reason := evaluation.manifest.metrics["meter"].get("reason"):
         raise StepError(f"{run_dir}: {reason}")
     for point in evaluation.manifest.metrics["meter"]["points"]:
         mine = [row for row in rows if row.model == point["name"]]
+        answers.append({name: sum(getattr(row, name) for row in mine) / len(mine) for name in OF_ANSWERS})
         done = sum(steps[: max(0, point["stage"] - 1)]) + point["step"]
         points.append({
             "name": point["name"], "stage": str(point["stage"]), "step": point["step"], "fraction": done / sum(steps),
@@ -55,13 +59,29 @@ def keep(plan: Plan, arm: str, seed: int, seconds: float) -> None:
         "pairs": [manifest.rows for manifest in stages],
         "steps": steps,
         "tokens": [int(manifest.metrics["tokens"]) for manifest in stages],
-        "seconds": round(seconds, 1),
         "start_digest": Artifact(run_dir / "sft" / "train").manifest.files["model/model.safetensors"]["sha256"],
-        "reward_accuracy": {
-            role: of.metrics["accuracy"] for role, of in accuracy.items() if of and of.metrics["accuracy"] is not None
-        },
+        "answers": answers,
+        "reward_right": {role: right for role in JUDGES if (right := reward_right(plan.judge(role, seed).parents[1]))},
     }
     write_json(run_dir / KEPT, found)
+
+
+def reward_right(folder: Path) -> tuple[int, int] | None:
+    """Held-out pairs that a reward model orders as gold does, and how many there are; None where that is not known.
+
+    Accuracy was measured on noisy labels. Where a label was turned round, a model that finds it wrong agrees with gold; with
+    ties, which find every label wrong, that does not follow.
+
+    Args:
+        folder: `reward` in the folder where the model was trained.
+    """
+    (trained,) = (of for path in sorted(folder.glob("*")) if path.name != "data" and (of := Manifest.load(path)))
+    sizes = Counter(row.subset for row in Artifact(folder / "data").rows(RewardPair) if row.split == "test")
+    if trained.metrics["tie_share"] != 0 or trained.metrics["pairs_test"] != sum(sizes.values()):
+        return None
+    found = trained.metrics["accuracy_by_subset"]
+    right = sum(size * (1 - found[name] if name == TURNED else found[name]) for name, size in sizes.items())
+    return round(right), sum(sizes.values())
 
 
 def drop_weights(run_dir: Path) -> None:
@@ -71,16 +91,38 @@ def drop_weights(run_dir: Path) -> None:
 
 
 def read_run(plan: Plan, arm: str, seed: int) -> ArmRun | None:
-    """A finished run, or None where it is not finished or was made for another recipe or with other reward models."""
-    try:
-        found = json.loads((plan.run_dir(arm, seed) / KEPT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """A finished run, or None where it is not finished or was made for another recipe, with other reward models or code."""
+    found = _read(plan, arm, seed)
+    if found is None:
         return None
     planned = {p.step.name: p for p in Run(plan.arm_recipe(arm, seed), plan.run_dir(arm, seed)).plan()}
     if found["fingerprint"] != planned["eval"].fingerprint:
         return None
+    if set(found) != {"fingerprint", *(field.name for field in fields(ArmRun))}:  # kept by other code of the study
+        return keep_again(plan, arm, seed)
+    return _arm_run(found)
+
+
+def keep_again(plan: Plan, arm: str, seed: int) -> ArmRun | None:
+    """A run that was finished and kept, whatever code or recipe it was made with, kept anew; None where there is none."""
+    if _read(plan, arm, seed) is None:
+        return None
+    keep(plan, arm, seed)
+    found = _read(plan, arm, seed)
+    assert found is not None
+    return _arm_run(found)
+
+
+def _read(plan: Plan, arm: str, seed: int) -> dict[str, Any] | None:
+    try:
+        found = json.loads((plan.run_dir(arm, seed) / KEPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return dict(found)
+
+
+def _arm_run(found: dict[str, Any]) -> ArmRun:
     checkpoints = tuple(
         Checkpoint(**{**c, "sqrt_kl": math.nan if c["sqrt_kl"] is None else c["sqrt_kl"]}) for c in found["checkpoints"]
     )
-    del found["fingerprint"]
-    return ArmRun(**{**found, "checkpoints": checkpoints})
+    return ArmRun(**{key: value for key, value in found.items() if key != "fingerprint"} | {"checkpoints": checkpoints})

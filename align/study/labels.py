@@ -19,6 +19,7 @@ from align.runner import Run, execute
 from align.study.arms import JUDGES, LABELS, Plan
 
 Say = Callable[[str], None]
+TURNED = "turned"  # subset of pairs whose label is not gold's
 
 
 def noisy_pairs(
@@ -53,7 +54,7 @@ def noisy_pairs(
             chosen, rejected = (bad, good) if turned else (good, bad)
             lines.append({
                 "prompt": prompts[prompt_id].messages, "chosen": chosen.text, "rejected": rejected.text,
-                "subset": "turned" if turned else "right",
+                "subset": TURNED if turned else "right",
             })  # fmt: skip
     return lines
 

@@ -99,15 +99,43 @@ def _count(number: int, noun: str) -> str:
 
 
 def _size(one: Mapping[str, Any]) -> str:
-    return f"{_count(one['seeds'], 'seed')}, {_count(one['prompts'], 'prompt')}"
+    return f"{_count(one['seeds'], 'seed')}, {_count(one['prompts'], 'prompt')} in all"
 
 
 def _sentence(one: Mapping[str, Any]) -> str:
-    unit = "sd of proxy less gold gain" if one["measure"] == "gap" else "gold reward"
+    unit = "sd of proxy less gold gain" if one["measure"] == "gap" else "of gold's unit"
     if one["mean"] is None:
         lacking = ", ".join(one["missing"]) or "a seed that both arms have"
         return f"{escape(one['claim'])}: not decided, without {escape(lacking)}"
     return f"{escape(one['claim'])}: **{one['verdict']}**, {interval(one)} {unit}, {_size(one)}"
+
+
+def _at_equal_distance(one: Mapping[str, Any]) -> str:
+    """What is left of a difference of final gold once both are read at one distance."""
+    at, (first, second) = one["equal_distance"], one["final_distances"]
+    if one["measure"] != "final_gold" or at["gold"]["mean"] is None or first is None or second is None:
+        return ""
+    return (
+        f" The last models are {number(first, 2)} and {number(second, 2)} from M0, and who goes further may gain by that "
+        f"alone: at the largest distance that both reached ({number(at['distance'], 2)}) the difference is "
+        f"{interval(at['gold'])}."
+    )
+
+
+def _falls(arms: Mapping[str, Any]) -> str:
+    """Whether any arm over-optimized: gold below its peak at the end, beyond chance."""
+    known = {name: arm["fall"] for name, arm in arms.items() if arm and arm["fall"]["p"] is not None}
+    if not known:
+        return "Over-optimization: no arm to see it in yet."
+    beyond = {name: fall for name, fall in known.items() if fall["p"] < 0.05 / len(known)}
+    if beyond:
+        named = ", ".join(f"{escape(name)} ({number(fall['mean'])}, p {number(fall['p'])})" for name, fall in beyond.items())
+        return f"Over-optimization: gold ends below its peak beyond chance in {named}; not in the other arms."
+    least = min(fall["p"] for fall in known.values())
+    return (
+        f"Over-optimization: in none of {len(known)} arms does gold end below its peak beyond chance (least p "
+        f"{number(least, 2)}), so nothing here shows whether stages mitigate it."
+    )
 
 
 def _group(comparisons: Sequence[Mapping[str, Any]], verdict: str) -> str:
@@ -116,20 +144,23 @@ def _group(comparisons: Sequence[Mapping[str, Any]], verdict: str) -> str:
 
 
 def summary(found: Mapping[str, Any]) -> list[str]:
-    """Five lines: the primary claim, the others by verdict, and what all of it rests on."""
+    """The primary claim, the others by verdict, whether there was over-optimization, and what all of it rests on."""
     first, *others = found["comparisons"]
     distances = [arm["distance"] for arm in found["arms"].values() if arm and arm["distance"] is not None]
     reached = f"final distances {min(distances):.1f} to {max(distances):.1f} nats^0.5" if distances else "no distance yet"
-    known: dict[str, list[float]] = {}
-    for of in found["reward_accuracy"].values():
-        for role, share in of.items():
-            known.setdefault(role, []).append(share)
-    heard = ", ".join(f"{role} {percent(sum(of) / len(of))}" for role, of in known.items()) or "not known yet"
+    known: dict[str, tuple[int, int]] = {}
+    for of in found["reward_right"].values():
+        for role, (right, pairs) in of.items():
+            before = known.get(role, (0, 0))
+            known[role] = (before[0] + right, before[1] + pairs)
+    heard = ", ".join(f"{role} {right} of {pairs} ({percent(right / pairs)})" for role, (right, pairs) in known.items())
     return [
-        f"Primary claim. {_sentence(first)}.",
+        f"Primary claim. {_sentence(first)}.{_at_equal_distance(first)}",
         *(_group(others, verdict) for verdict in ("supported", "contradicted", "not decided")),
-        f"This rests on {found['finished']} of {found['asked']} runs; {reached}; reward models right on held-out noisy "
-        f"labels: {heard}. Only the first claim is primary; the others are not corrected for their number.",
+        _falls(found["arms"]),
+        f"This rests on {found['finished']} of {found['asked']} runs; {reached}; held-out pairs that the reward models "
+        f"order as gold does: {heard or 'not known yet'}. Only the first claim is primary; the others are not corrected for "
+        "their number.",
     ]  # fmt: skip
 
 
@@ -137,12 +168,16 @@ def _arm_rows(arms: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for name, arm in arms.items():
         if arm is None:
-            rows.append([escape(name), "0", *["–"] * 10])
+            rows.append([escape(name), "0", *["–"] * (len(ARM_HEAD) - 2)])
             continue
+        start, end = arm["answers"]
+        pairs = "; ".join("+".join(map(str, of_stages)) for of_stages in arm["pairs"])
+        fall = arm["fall"]
         rows.append([
-            escape(name), str(len(arm["seeds"])), "+".join(map(str, arm["prompts"])), number(arm["pairs"], 0),
-            number(arm["steps"], 0), number(arm["tokens"], 0), number(arm["distance"], 2), interval(arm["final_proxy"], 2),
-            interval(arm["final_gold"]), number(arm["peak_gold"]), number(arm["fall"]), number(arm["seconds"], 0),
+            escape(name), str(len(arm["seeds"])), pairs, number(arm["steps"], 0), number(arm["tokens"], 0),
+            number(arm["distance"], 2), f"{number(start['num_tokens'], 0)} to {number(end['num_tokens'], 0)}",
+            f"{percent(start['finished'])} to {percent(end['finished'])}", interval(arm["final_proxy"], 2),
+            interval(arm["final_gold"]), f"{number(fall['mean'])}; {number(fall['by_chance'])}; p {number(fall['p'], 2)}",
         ])  # fmt: skip
     return rows
 
@@ -150,23 +185,43 @@ def _arm_rows(arms: Mapping[str, Any]) -> list[list[str]]:
 def _comparison_rows(comparisons: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = []
     for one in comparisons:
-        measure = "final gold gain" if one["measure"] == "final_gold" else f"gap at d = {number(one['distance'], 2)}"
+        at = one["equal_distance"]
+        measure = "final gold gain" if one["measure"] == "final_gold" else "gap at equal d"
         of_seeds = ", ".join(f"{seed}: {number(value)}" for seed, value in one["of_seeds"].items()) or "–"
-        rows.append([escape(one["claim"]), measure, interval(one), of_seeds, _size(one), one["verdict"]])
+        seeds_say = "–" if one["t_low"] is None else f"{number(one['t_low'])} to {number(one['t_high'])}"
+        rows.append([
+            escape(one["claim"]), measure, interval(one), of_seeds, seeds_say,
+            "; ".join(number(d, 2) for d in one["final_distances"]), number(at["distance"], 2), interval(at["gold"]),
+            interval(at["proxy"], 2), one["verdict"],
+        ])  # fmt: skip
     return rows
 
 
 ARM_HEAD = (
-    "arm", "seeds", "held-out prompts", "pairs", "steps", "tokens", "final d", "final proxy gain, sd", "final gold gain",
-    "peak gold gain", "fall from peak", "seconds",
+    "arm", "seeds", "pairs by stage, of each seed", "steps", "tokens trained on", "final d",
+    "tokens of an answer, M0 to last", "answers that end, M0 to last", "final proxy gain, sd", "final gold gain",
+    "fall of gold from its peak; by chance; p",
 )  # fmt: skip
-READING = """Gains are over M0 on the same held-out prompts, means over seeds with 95 % intervals of a hierarchical
-bootstrap (seeds, then prompts). d = sqrt(KL to M0) in nats^0.5, estimated on each model's own answers at temperature 1. The
-proxy is the selector, in standard deviations of M0's scores over prompts; gold is the reward that chose and filtered
-nothing, in its own units. A gap is proxy less gold gain, both in standard deviations, at the largest d that both arms of a
-seed reached. A peak is the best of several noisy numbers, so it is too high. Supported: the interval lies wholly on the
-claim's side of 0; contradicted: on the other; not decided: it includes 0, or there is one seed. Few seeds make such
-intervals too narrow."""
+CLAIM_HEAD = (
+    "claim", "measure", "difference", "by seed", "t interval of the seeds", "final d of both", "equal d",
+    "gold gain there, difference", "proxy gain there, difference, sd", "verdict",
+)  # fmt: skip
+READING = """M0 is the model after SFT, from which every arm begins. The proxy is the selector, the reward model that picks
+the pairs; the validator is the second one, which must agree; gold is the exact reward. Gold took no part in
+choosing or filtering preference pairs, but the proxies learned from noisy labels of it, and it counts what its
+checks count, nothing else. A fresh stage samples anew from the model before it.
+
+Gains are over M0 on the same held-out prompts, means over seeds with 95 % intervals of a hierarchical bootstrap
+(seeds, then prompts). d = sqrt(KL to M0), in square roots of nats, estimated on each model's own answers at
+temperature 1. The proxy is in standard deviations (sd) of M0's scores over prompts; gold in its own unit, but in sd
+in the pictures, whose curves join the means over seeds of the first, second, ... checkpoint. A gap is proxy less gold
+gain, both in sd. Equal d is the largest that both arms of a seed reached; gains there are interpolated between
+checkpoints. A gap can be smaller because gold is higher or because the proxy is lower: both differences are shown.
+
+The last checkpoint lies below the best of several noisy ones also where nothing happens: beside each fall stands what
+is seen when the checkpoints are exchanged at random within prompts, and how often that falls as far (p). Supported:
+the bootstrap's and the t interval over the seeds lie wholly on the claim's side of 0; contradicted: on the other;
+else not decided."""
 
 
 def page(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
@@ -185,13 +240,13 @@ def page(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     if not found["same_start"]:
         lines += ["", "**The arms of a seed did not all begin from the same M0; differences between them hold that too.**"]
     lines += ["", "## Arms", "", *_table(ARM_HEAD, _arm_rows(found["arms"])), "", READING, "", "## Claims", ""]
-    head = ("claim", "measure", "difference", "by seed", "size", "verdict")
-    lines += _table(head, _comparison_rows(found["comparisons"]))
+    lines += _table(CLAIM_HEAD, _comparison_rows(found["comparisons"]))
     lines += ["", "## Pictures", "", *(f"![{escape(about)}]({name})" for name, about in pictures.items())]
     lines += ["", "## How it was made", "", f"    {made['command']}", ""]
     lines += [f"- {key}: {escape(str(made[key]))}" for key in ("commit", "device", "date")]
+    lines += [f"- this page was written anew by commit {escape(str(made['page_by']))}"] if "page_by" in made else []
     lines.append("- versions: " + escape(", ".join(f"{name} {version}" for name, version in made["versions"].items())))
-    lines.append(f"- seconds of this call: {made['seconds']}; label noise {found['label_noise']:g}")
+    lines.append(f"- share of labels turned round: {found['label_noise']:g}; seconds of the last call: {made['seconds']}")
     return "\n".join(lines) + "\n"
 
 

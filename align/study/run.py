@@ -10,6 +10,7 @@ The same command goes on where it stopped. A finished run gives back the disk sp
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from align.core.lock import run_lock
 from align.recipe.load import dump_recipe
 from align.runner import Run
 from align.study.arms import Plan, load_study
-from align.study.kept import drop_weights, keep, read_run
+from align.study.kept import drop_weights, keep, keep_again, read_run
 from align.study.labels import prepare
 from align.study.numbers import ArmRun, compare, same_start, summarize_arm
 from align.study.page import write_page
@@ -41,11 +42,10 @@ POLL_S = 0.5
 
 @dataclass
 class Running:
-    """A run's process, its log and when it began."""
+    """A run's process and its log."""
 
     process: subprocess.Popen[bytes]
     log: Path
-    began: float = field(default_factory=time.monotonic)
 
 
 def run_study(folder: Path, out: Path, seeds: int, overrides: Sequence[str], jobs: int, say: Say) -> int:
@@ -108,6 +108,32 @@ def run_study(folder: Path, out: Path, seeds: int, overrides: Sequence[str], job
     return 1 if failed else 0
 
 
+def write_again(folder: Path, out: Path, overrides: Sequence[str], say: Say) -> int:
+    """Write the page anew from the runs that were finished, without running anything; they keep their commit and device.
+
+    Numbers and wording are those of this code, answers and rewards those of the code that made the runs.
+
+    Args:
+        folder, out, overrides, say: as in `run_study`.
+
+    Raises:
+        UserError: `out` holds no results, or another study is at work there.
+    """
+    plan = Plan(folder.resolve(), out.resolve(), load_study(folder), tuple(overrides))
+    try:
+        before = json.loads((plan.out / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{plan.out}: no results.json of a study there ({error})") from None
+    seeds = range(first := plan.recipe().seed, first + before["asked"] // len(before["arms"]))
+    wanted = [(arm, seed) for arm in plan.spec.arms for seed in seeds]
+    with run_lock(plan.out):
+        runs = [run for key in wanted if (run := keep_again(plan, *key)) is not None]
+        made = before["made_by"] | {"page_by": provenance("", 0)["commit"]}
+        write_page(plan.out, results(plan, wanted, runs, {}) | {"made_by": made})
+    say(f"{len(runs)} of {len(wanted)} runs read; results: {plan.out / 'RESULTS.md'}")
+    return 0
+
+
 def run_arms(plan: Plan, todo: Sequence[Key], jobs: int, say: Say) -> Iterator[tuple[Key, str]]:
     """Run arms as processes, `jobs` at a time; yields each when it ends, with why it failed or an empty text."""
     waiting, running = list(todo), dict[Key, Running]()
@@ -155,9 +181,10 @@ def _end(plan: Plan, key: Key, one: Running) -> str:
     if one.process.returncode:
         said = _lines(one.log)
         why = next((line.removeprefix("error: ") for line in reversed(said) if line.startswith("error: ")), "")
-        return f"failed with code {one.process.returncode}: {why or 'no error was printed'} (log: {one.log})"
+        log = one.log.relative_to(plan.out)
+        return f"failed with code {one.process.returncode}: {why or 'no error was printed'} (log: {log})"
     try:
-        keep(plan, *key, time.monotonic() - one.began)
+        keep(plan, *key)
         drop_weights(plan.run_dir(*key))
     except (UserError, StepError, OSError) as error:
         return explain(error)[0]
@@ -171,7 +198,7 @@ def results(plan: Plan, wanted: Sequence[Key], runs: Sequence[ArmRun], failed: M
     for arm in plan.spec.arms:
         mine = sorted((run for run in runs if run.arm == arm), key=lambda run: run.seed)
         arms[arm] = summarize_arm(mine) if mine else None
-    accuracy = {run.seed: dict(run.reward_accuracy) for run in runs}
+    right = {run.seed: dict(run.reward_right) for run in runs}
     return {
         "study": plan.recipe().name,
         "asked": len(wanted),
@@ -183,7 +210,7 @@ def results(plan: Plan, wanted: Sequence[Key], runs: Sequence[ArmRun], failed: M
         ],
         "same_start": same_start(runs),
         "label_noise": plan.spec.labels.noise,
-        "reward_accuracy": {str(seed): of for seed, of in sorted(accuracy.items())},
+        "reward_right": {str(seed): of for seed, of in sorted(right.items())},
         "arms": arms,
         "comparisons": [
             one.model_dump() | compare(runs, one.first, one.second, one.measure) for one in plan.spec.comparisons

@@ -22,7 +22,17 @@ from safetensors.torch import load_file, save_file
 from align.core.artifact import Artifact, Manifest, StepFolder
 from align.core.errors import StepError, UserError
 from align.core.formats import contradiction, demands
-from align.core.rows import Document, EvalResult, Instruction, Knowledge, Response, Score, SftExample, TrainedExample
+from align.core.rows import (
+    Document,
+    EvalResult,
+    Instruction,
+    Knowledge,
+    Response,
+    RewardPair,
+    Score,
+    SftExample,
+    TrainedExample,
+)
 from align.evaluate.meter import Place, meter
 from align.evaluate.overoptimization import Checkpoint
 from align.recipe.load import dump_recipe, load_recipe
@@ -30,11 +40,21 @@ from align.recipe.schema import Recipe
 from align.runner import Run, execute
 from align.study import kept, labels, run, sharing
 from align.study.arms import Plan, load_study
-from align.study.kept import drop_weights, keep, read_run
+from align.study.kept import KEPT, drop_weights, keep, read_run, reward_right
 from align.study.labels import noisy_pairs
-from align.study.numbers import ArmRun, compare, gap_at, over_seeds, same_start, summarize_arm, verdict
-from align.study.page import curve_line, escape, page, picture, write_page
-from align.study.run import results, run_study
+from align.study.numbers import (
+    ArmRun,
+    compare,
+    fall_from_peak,
+    gain_at,
+    gap_at,
+    over_seeds,
+    same_start,
+    summarize_arm,
+    verdict,
+)
+from align.study.page import ARM_HEAD, CLAIM_HEAD, curve_line, escape, page, picture, write_page
+from align.study.run import results, run_study, write_again
 from align.study.sharing import link_folder, take_over
 from data_gen.instruct import split_of
 
@@ -338,6 +358,30 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, change: dict[str, Any], s
 
 
 # One finished run.
+def reward_training(plan: Plan, role: str, **metrics: Any) -> Path:
+    """The folder `reward` where a judge was trained, with five held-out pairs, two of them turned."""
+    folder = plan.judge(role, 101).parents[1]
+    say = {"prompt_id": "p", "prompt": [], "chosen": [], "rejected": [], "margin": 0.0, "lang": "en"}
+    kinds = [("right", "test")] * 3 + [("turned", "test")] * 2 + [("right", "train")] * 4
+    rows = [RewardPair(id=f"r{i}", subset=kind, split=split, **say) for i, (kind, split) in enumerate(kinds)]
+    pairs = StepFolder(folder / "data", step="s", fingerprint="f", inputs={}, row_type=RewardPair, seed=1)
+    pairs.write_all(rows, [], asked=len(rows))
+    pairs.finish()
+    model = {path.name: path.read_bytes() for path in plan.judge(role, 101).iterdir()}
+    out = StepFolder(folder / role, step="s", fingerprint="f", inputs={}, row_type=TrainedExample, seed=1)
+    (out.folder / "model").mkdir()
+    for name, content in model.items():
+        (out.folder / "model" / name).write_bytes(content)
+    out.write_all([], [], asked=0)
+    out.finish({"tie_share": 0.0, "pairs_test": 5, "accuracy_by_subset": {"right": 0.6667, "turned": 0.5}, **metrics})
+    return folder
+
+
+def test_reward_models_are_judged_by_gold_not_by_their_noisy_labels(plan: Plan) -> None:
+    assert reward_right(reward_training(plan, "selector")) == (3, 5)  # two of three right labels, one turned one refused
+    assert reward_right(reward_training(plan, "validator", tie_share=0.2)) is None
+
+
 def result(model: str, name: str, gold: float, proxy: float, log_ratio: float) -> EvalResult:
     return EvalResult(
         id=f"{model}-{name}", prompt_id=name, model=model, selector=proxy, validator=0.0, gold=gold,
@@ -371,6 +415,8 @@ def finished_run(plan: Plan) -> Run:
         trained = [TrainedExample(id=f"t{i}", num_tokens=5) for i in range(4 * k)]
         write(f"{base}/stage{k}/train", TrainedExample, trained, steps=6, tokens=100 * k)
     write("prepared/101/labels/stage1/sample/base", Response, [answer("s0", 0)])
+    for role in ("selector", "validator"):
+        reward_training(plan, role)
     return run
 
 
@@ -378,17 +424,24 @@ def test_a_finished_run_is_kept_without_its_weights(plan: Plan, smollm2_path: Pa
     run = finished_run(plan)
     arm = "two-stages-dpo"
     assert read_run(plan, arm, 101) is None
-    keep(plan, arm, 101, 12.34)
+    keep(plan, arm, 101)
     drop_weights(run.run_dir)
     left = sorted(str(p.relative_to(run.run_dir).parent) for p in run.run_dir.rglob("*.safetensors"))
     assert left == ["eval/result/model", "evolve/model", "sft/train/model"]
     found = read_run(plan, arm, 101)
-    assert found is not None and (found.arm, found.seed, found.seconds) == (arm, 101, 12.3)
+    assert found is not None and (found.arm, found.seed) == (arm, 101)
     assert [c.name for c in found.checkpoints] == ["M0", "M1@1", "M1@2", "M1", "M2@1", "M2@2", "M2"]
     assert [c.fraction for c in found.checkpoints] == pytest.approx([k / 6 for k in range(7)])
     assert [c.sqrt_kl for c in found.checkpoints] == pytest.approx(range(7))
     assert found.checkpoints[2].gold == {"h0": 2.0, "h1": 3.0, "h2": 4.0} and found.checkpoints[2].proxy["h1"] == 0.0
     assert (found.pairs, found.steps, found.tokens) == ([4, 8], [6, 6], [100, 200])
+    assert found.answers[6] == {"num_tokens": 3, "finished": 1, "repetition": 0} and len(found.answers) == 7
+    assert found.reward_right == {"selector": [3, 5], "validator": [3, 5]}
+    # What other code of the study kept is kept anew, not read as it is and not run again.
+    other_form = json.loads((run.run_dir / KEPT).read_text())
+    del other_form["answers"]
+    (run.run_dir / KEPT).write_text(json.dumps({**other_form, "seconds": 3}))
+    assert read_run(plan, arm, 101) == found
     # Another recipe makes it another run.
     other = replace(plan, overrides=("evaluation.max_prompts=5",))
     assert read_run(other, arm, 101) is None
@@ -401,7 +454,7 @@ def test_labelled_prompts_in_the_evaluation_are_refused(
     sample = Artifact(plan.prepared(101) / "labels" / "stage1" / "sample" / "base")
     monkeypatch.setattr(kept, "Artifact", lambda folder: _Overlap() if folder == sample.folder else Artifact(folder))
     with pytest.raises(StepError, match="1 prompts both train the reward models and are used"):
-        keep(plan, "two-stages-dpo", 101, 1.0)
+        keep(plan, "two-stages-dpo", 101)
 
 
 class _Overlap:
@@ -417,8 +470,8 @@ def arm_run(
     proxies = golds if proxies is None else proxies
     distances = list(map(float, range(len(golds)))) if distances is None else distances
     return ArmRun(
-        arm=arm, seed=seed, pairs=(3, 4), steps=(5,), tokens=(7,), start_digest=digest, seconds=60.0,
-        reward_accuracy={"selector": 0.75},
+        arm=arm, seed=seed, pairs=(3, 4), steps=(5,), tokens=(7,), start_digest=digest, reward_right={"selector": (3, 4)},
+        answers=tuple({"num_tokens": 40.0 - k, "finished": 0.5, "repetition": 0.0} for k in range(len(golds))),
         checkpoints=tuple(
             Checkpoint(
                 name=f"c{k}", stage="1", step=k, fraction=k / (len(golds) - 1), sqrt_kl=distances[k],
@@ -440,7 +493,7 @@ def test_final_gold_is_compared_within_seed_and_prompt() -> None:
     found = compare(runs, "a", "b", "final_gold")
     assert found["of_seeds"] == {"1": pytest.approx(1.0), "2": pytest.approx(1.0)}
     assert (found["mean"], found["seeds"], found["prompts"]) == (pytest.approx(1.0), 2, 5)
-    assert found["missing"] == [] and found["distance"] is None
+    assert found["missing"] == [] and found["final_distances"] == [1.0, 1.0]
     swapped = compare(runs, "b", "a", "final_gold")
     assert swapped["mean"] == pytest.approx(-1.0) and swapped["low"] <= -1 <= swapped["high"]
     nobody = compare(runs, "a", "c", "final_gold")
@@ -463,9 +516,44 @@ def test_gap_is_standardised_and_interpolated_at_equal_distance() -> None:
     ] == pytest.approx(1.5 * root)
     other = arm_run("b", 1, [golds[0], golds[0]], [proxies[0], proxies[0]], [0.0, 2.0])  # never moves
     found = compare([one, other], "b", "a", "gap")
-    assert found["distance"] == 2.0 and found["mean"] == pytest.approx(-2 * root)
+    assert found["equal_distance"]["distance"] == 2.0 and found["mean"] == pytest.approx(-2 * root)
     flat = arm_run("c", 1, [[1, 1], [2, 2]])  # M0 has no spread, so there is no unit
     assert compare([one, flat], "a", "c", "gap")["mean"] is None
+
+
+def test_a_difference_of_final_gold_is_also_given_at_equal_distance() -> None:
+    """The first goes twice as far on the same path: more final gold, and nothing of it at equal distance."""
+    path = [[0, 2], [1, 3], [2, 4]]
+    runs = [arm_run("far", s, path, distances=[0.0, 1.0, 2.0 + s]) for s in (1, 2)]
+    runs += [arm_run("near", s, path[:2], distances=[0.0, 1.0]) for s in (1, 2)]
+    found = compare(runs, "far", "near", "final_gold")
+    assert found["mean"] == pytest.approx(1.0) and found["final_distances"] == [3.5, 1.0]
+    equal = found["equal_distance"]
+    assert (
+        equal["distance"] == 1.0 and equal["gold"]["mean"] == pytest.approx(0) and equal["proxy"]["mean"] == pytest.approx(0)
+    )
+    assert gain_at(runs[0], "proxy", 2.0) == pytest.approx({"p0": 1.5 / math.sqrt(2), "p1": 1.5 / math.sqrt(2)})
+    assert gain_at(runs[0], "gold", 2.0) == pytest.approx({"p0": 1.5, "p1": 1.5})
+
+
+def test_a_fall_from_the_peak_is_compared_with_chance() -> None:
+    rng = np.random.default_rng(3)
+    start = [0.0] * 60
+    level = [start, *(rng.normal(0.2, 1, 60) for _ in range(6))]  # no checkpoint is better than another
+    falls = fall_from_peak([arm_run("a", 1, level)])
+    assert falls["mean"] > 0 and falls["by_chance"] == pytest.approx(falls["mean"], abs=0.2) and falls["p"] > 0.1
+    worse = [start, *(rng.normal(0.2 + 0.8 * (k == 3), 1, 60) for k in range(1, 7))]
+    assert fall_from_peak([arm_run("a", 1, worse), arm_run("a", 2, worse)])["p"] < 0.01
+    flat = fall_from_peak([arm_run("a", 1, [[0, 1], [1, 2], [1, 2]])])
+    assert (flat["mean"], flat["by_chance"], flat["p"]) == (0, 0, 1)
+
+
+def test_few_seeds_that_differ_decide_nothing() -> None:
+    """The bootstrap lies above 0, Student's t over the three seeds does not."""
+    runs = [arm_run("a", s, [[0.0] * 40, [gold] * 40]) for s, gold in ((1, 0.02), (2, 0.1), (3, 0.3))]
+    runs += [arm_run("b", s, [[0.0] * 40, [0.0] * 40]) for s in (1, 2, 3)]
+    found = compare(runs, "a", "b", "final_gold")
+    assert found["low"] > 0 > found["t_low"] and found["verdict"] == "not decided"
 
 
 def test_hierarchical_interval_draws_seeds_and_prompts() -> None:
@@ -483,20 +571,23 @@ def test_hierarchical_interval_draws_seeds_and_prompts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "seeds", "measure", "says"),
+    ("low", "high", "t_low", "t_high", "measure", "says"),
     [
-        (0.1, 0.3, 3, "final_gold", "supported"),
-        (-0.3, -0.1, 3, "final_gold", "contradicted"),
-        (-0.1, 0.3, 3, "final_gold", "not decided"),
-        (0.0, 0.3, 3, "final_gold", "not decided"),
-        (0.1, 0.3, 1, "final_gold", "not decided"),
-        (-0.3, -0.1, 2, "gap", "supported"),
-        (0.1, 0.3, 2, "gap", "contradicted"),
-        (None, None, 2, "gap", "not decided"),
+        (0.1, 0.3, 0.05, 0.4, "final_gold", "supported"),
+        (0.1, 0.3, -0.05, 0.4, "final_gold", "not decided"),
+        (-0.1, 0.3, 0.05, 0.4, "final_gold", "not decided"),
+        (-0.3, -0.1, -0.4, -0.05, "final_gold", "contradicted"),
+        (0.0, 0.3, 0.1, 0.2, "final_gold", "not decided"),
+        (0.1, 0.3, None, None, "final_gold", "not decided"),
+        (-0.3, -0.1, -0.2, -0.15, "gap", "supported"),
+        (0.1, 0.3, 0.1, 0.2, "gap", "contradicted"),
+        (None, None, None, None, "gap", "not decided"),
     ],
 )
-def test_verdicts(low: float | None, high: float | None, seeds: int, measure: Any, says: str) -> None:
-    assert verdict({"low": low, "high": high, "seeds": seeds}, measure) == says
+def test_verdicts(
+    low: float | None, high: float | None, t_low: float | None, t_high: float | None, measure: Any, says: str
+) -> None:
+    assert verdict({"low": low, "high": high, "t_low": t_low, "t_high": t_high}, measure) == says
 
 
 def test_summary_of_an_arm() -> None:
@@ -505,8 +596,9 @@ def test_summary_of_an_arm() -> None:
         arm_run("a", 2, [[0, 2], [0, 2], [2, 4]], distances=[0.0, 2.0, 4.0]),  # gains 0, 2
     ]
     found = summarize_arm(runs)
-    assert (found["seeds"], found["prompts"], found["pairs"], found["steps"]) == ([1, 2], [2, 2], 7, 5)
-    assert found["peak_gold"] == pytest.approx(1.5) and found["fall"] == pytest.approx(0.25)
+    assert (found["seeds"], found["prompts"], found["pairs"], found["steps"]) == ([1, 2], [2, 2], [[3, 4], [3, 4]], 5)
+    assert found["fall"]["mean"] == pytest.approx(0.25)
+    assert [of["num_tokens"] for of in found["answers"]] == [40, 38]
     assert found["final_gold"]["mean"] == pytest.approx(1.25) and found["start_gold"]["mean"] == 1
     assert [point["distance"] for point in found["curve"]] == [0, 1.5, 3]
     assert found["curve"][1]["gold"]["mean"] == pytest.approx(0.5 / math.sqrt(2))
@@ -524,7 +616,7 @@ def study_results(plan: Plan, runs: Sequence[ArmRun], **changes: Any) -> dict[st
 
 def two_arms() -> list[ArmRun]:
     return [
-        arm_run(arm, seed, [[0.0, 1.0, 0.5], [k * 1.0 + 0.1, k + 1.2, k + 0.6]])
+        arm_run(arm, seed, [[0.0, 1.0, 0.5], [k * (1 + seed / 1e5) + 0.1, k * (1 + seed / 1e5) + 1.2, k + 0.6]])
         for seed in (101, 102)
         for k, arm in enumerate(("one-stage-dpo", "three-stages-dpo"))
     ]
@@ -536,15 +628,33 @@ def test_partial_results_say_so(plan: Plan, tmp_path: Path) -> None:
     write_page(tmp_path, found)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "**Partial results: 10 of 14 runs are missing.**" in text and "- two-stages-dpo, seed 102: not run yet" in text
-    assert re.search(r"^1\. Primary claim\. DPO: three fresh stages .*\*\*supported\*\*, 1\.000 \(", text, re.M)
+    assert re.search(r"^1\. Primary claim\. DPO: three fresh stages .*\*\*supported\*\*, 1\.001 \(", text, re.M)
     assert re.search(r"^4\. Not decided among the other claims \(8\)", text, re.M)
-    assert len([line for line in text.splitlines() if re.match(r"\d\. ", line)]) == 5
+    assert len([line for line in text.splitlines() if re.match(r"\d\. ", line)]) == 6
+    assert "at the largest distance that both reached (1.00) the difference is" in text
+    assert "5. Over-optimization: in none of 2 arms" in text and "selector 6 of 8 (75" in text
     assert json.loads((tmp_path / "results.json").read_text())["arms"]["two-stages-dpo"] is None
     for name in re.findall(r"\]\((pictures/[^)]+)\)", text):
         assert ElementTree.parse(tmp_path / name).getroot().tag == "{http://www.w3.org/2000/svg}svg"
     assert len(list((tmp_path / "pictures").iterdir())) == 4
     write_page(tmp_path, study_results(plan, []))
     assert "not decided, without three-stages-dpo, one-stage-dpo" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_the_page_is_written_anew_from_finished_runs(plan: Plan, smollm2_path: Path) -> None:
+    finished_run(plan)
+    with pytest.raises(UserError, match="no results"):
+        write_again(STUDY, plan.out, [], print)
+    keep(plan, "two-stages-dpo", 101)
+    wanted = [(arm, seed) for arm in plan.spec.arms for seed in (101, 102)]
+    made = {"command": "align study x", "commit": "old", "device": "d", "date": "t", "versions": {}, "seconds": 3}
+    write_page(plan.out, results(plan, wanted, [], {}) | {"made_by": made})
+    said: list[str] = []
+    # Another recipe makes no difference: what was finished is shown.
+    assert write_again(STUDY, plan.out, ["evaluation.max_prompts=5"], said.append) == 0
+    text = (plan.out / "RESULTS.md").read_text()
+    assert "1 of 14 runs read" in said[0] and "13 of 14 runs are missing" in text
+    assert "- commit: old" in text and "- this page was written anew by commit " in text and "4+8" in text
 
 
 def test_pages_and_pictures_escape(plan: Plan) -> None:
@@ -563,7 +673,7 @@ def test_pages_and_pictures_escape(plan: Plan) -> None:
 def test_rows_of_tables_have_all_cells(plan: Plan) -> None:
     lines = page(study_results(plan, two_arms()), {}).splitlines()
     tables = [line for line in lines if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {13, 7}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {len(ARM_HEAD) + 1, len(CLAIM_HEAD) + 1}
 
 
 # The whole command.
@@ -579,7 +689,7 @@ def test_a_failed_arm_stops_no_other(plan: Plan, monkeypatch: pytest.MonkeyPatch
             code = "print('error: no pair'); exit(2)" if bad else ""
             return run.Running(subprocess.Popen([sys.executable, "-c", code], stdout=handle), log)
 
-    def kept_run(plan: Plan, arm: str, seed: int, seconds: float) -> None:
+    def kept_run(plan: Plan, arm: str, seed: int) -> None:
         done[arm, seed] = arm_run(arm, seed, [[0.0, 1.0], [1.0, 2.5]])
 
     said: list[str] = []
@@ -615,7 +725,7 @@ def test_a_disk_that_fails_an_arm_stops_no_other(
             return real(plan, key, cores, say)
         return run.Running(subprocess.Popen([sys.executable, "-c", ""]), plan.out / "log")
 
-    def kept_run(plan: Plan, arm: str, seed: int, seconds: float) -> None:
+    def kept_run(plan: Plan, arm: str, seed: int) -> None:
         ended.append((arm, seed))
         if fault == "kept" and (arm, seed) == bad:
             raise FileNotFoundError(2, "No such file or directory", "manifest.json")
