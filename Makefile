@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make the virtual environment and the small built-in models (about 4 minutes)
+setup: $(READY) ## make the virtual environment and the small built-in models (about 3 minutes)
 
 $(READY): pyproject.toml constraints-cpu.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on the PATH; install Python 3.11 or set PYTHON=..."; exit 2; }
@@ -40,7 +40,7 @@ endif
 	$(BIN)/python -m align.builtin_models
 	@touch $(READY)
 
-demo: $(READY) ## run the whole job on the embedded small model: data, M0, pairs, M1, M2, report (about 15 minutes)
+demo: $(READY) ## run the whole job on the embedded small model: data, M0, pairs, M1, M2, report (about 20 minutes)
 	$(BIN)/align run --recipe $(DEMO_RECIPE)
 
 test: $(READY) ## run all tests but the long ones (about 20 minutes)

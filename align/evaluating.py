@@ -63,6 +63,8 @@ def _outside(recipe: Recipe, model: str, known: Sequence[str]) -> tuple[str, Pat
     if not (path / "config.json").is_file():
         raise UserError(f"--models: {model}: no folder with config.json, and no model of the recipe ({', '.join(known)})")
     name = path.parent.name if path.name == "model" else path.name
+    if path.parts[-2:] == ("train", "model") and len(path.parts) > 4:  # a run's: its name and the step's
+        name = "-".join(path.parts[-4:-2])
     if name in recipe.models and path.resolve() == model_path(recipe.models[name]).resolve():
         return name, None
     if name in (*known, *RESERVED):

@@ -89,8 +89,7 @@ def _block(samples: Samples, rules: PairRules, run_seed: int) -> Block:
         pc.greater(pc.list_value_length(responses["token_ids"]), 0),
         pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(responses["text"])), 0),
     ).to_numpy()
-    if not rules.keep_unfinished:
-        finished &= pc.equal(responses["finish_reason"], "stop").to_numpy()
+    finished &= pc.equal(responses["finish_reason"], "stop").to_numpy()
     right = finished if rules.keep_wrong_language else finished & ~_in_other_language(samples, finished)
     by_id = samples.row[samples.row >= 0]
     by_id = by_id[right[by_id]]

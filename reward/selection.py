@@ -77,7 +77,6 @@ class PairRules:
             gap g in (0, 1] into a weight g or a label flip rate (1 - g) / 2. They need neither threshold nor null_quantile.
         min_margin: least selector score difference of yw and yl, in that model's own units.
         max_margin: largest such difference; None = any.
-        keep_unfinished: keep responses that did not end by themselves (finish_reason other than "stop").
         keep_wrong_language: keep responses in the other language than the prompt's answer_lang.
         max_length: completion tokens that training will keep; None = all.
         held_out: share of prompts whose pairs are kept from training (split "test"), in [0, 1).
@@ -98,7 +97,6 @@ class PairRules:
     use: str = "drop"
     min_margin: float = 0.0
     max_margin: float | None = None
-    keep_unfinished: bool = False
     keep_wrong_language: bool = False
     max_length: int | None = None
     held_out: float = 0.0

@@ -164,7 +164,7 @@ def _checkers() -> Mapping[str, Any]:
         finally:
             nltk.data.find = find
     except ImportError as error:
-        raise UserError(f"IFEval's checkers: {error}; run pip install 'align-posttrain[eval]'") from None
+        raise UserError(f"IFEval's checkers: {error}; pip install '.[eval]' in the checkout adds them") from None
     langdetect.DetectorFactory.seed = 0  # its answers about short texts are random otherwise
     _replace_tokenizers(registry.instructions.instructions_util, nltk, tokenizer)
     checkers: Mapping[str, Any] = registry.INSTRUCTION_DICT

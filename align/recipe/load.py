@@ -199,7 +199,8 @@ def _explain(error: Any, lines: dict[Loc, int], path: Path) -> str:
 # A key that two programs read differently, so that recipes may not use it.
 AMBIGUOUS = {
     "gamma": "SimPO's margin is gamma_absolute (the margin itself, as in the paper's equation and as gamma was here) or "
-    "gamma_over_beta (the ratio gamma/beta, as in SimPO's code)"
+    "gamma_over_beta (the ratio gamma/beta, as in SimPO's code)",
+    "micro_batch": "it counted examples; micro_batch_tokens counts tokens",
 }
 
 

@@ -286,7 +286,6 @@ class PairSpec(Strict):
     )
     min_margin: NotNegative = Field(0.0, description="Smallest selector score difference.")
     max_margin: NotNegative | None = Field(None, description="Largest; very easy pairs teach little.")
-    keep_unfinished: bool = Field(False, description="Also compare responses that were cut off by max_tokens.")
     keep_wrong_language: bool = Field(False, description="Also compare responses in another language than asked for.")
     held_out: Annotated[float, Number, Field(ge=0, lt=1)] = Field(
         0.05, description="Share of prompts whose pairs never enter training; the same prompts in every run of a seed."

@@ -90,7 +90,7 @@ class MtBenchSpec(_JudgedSpec):
 
 
 class LogickorSpec(_JudgedSpec):
-    """LogicKor: Korean, six categories, two turns, marks from 1 to 10."""
+    """LogicKor: Korean, six categories, two turns, marks from 0 to 10."""
 
     kind: Literal["logickor"]
     path: str = Field(description="JSON Lines with id, category, questions and references.")

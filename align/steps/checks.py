@@ -65,7 +65,8 @@ def check_suites(recipe: Recipe, to_run: Sequence[str]) -> None:
     for name, spec in recipe.evaluation.suites.items():
         if isinstance(spec, IfevalSpec) and importlib.util.find_spec("lm_eval") is None:
             raise UserError(
-                f"evaluation.suites.{name}: IFEval's checkers are not installed; run pip install 'align-posttrain[eval]'"
+                f"evaluation.suites.{name}: IFEval's checkers are not installed; pip install '.[eval]' in the "
+                "checkout adds them"
             )
         own = f"eval.suite.{name}"
         if not isinstance(spec, NeedleSpec | PerplexitySpec) and any(f"{step}.".startswith(f"{own}.") for step in to_run):

@@ -38,7 +38,7 @@ def pair_rules(stage: StageSpec) -> PairRules:
         select=spec.select, sigmas=spec.sigmas, length_tolerance=spec.length_tolerance, correct_score=spec.correct_score,
         pairs_per_prompt=spec.pairs_per_prompt, agreement=spec.agreement, top_k=spec.top_k, threshold=spec.threshold,
         null_quantile=spec.null_quantile, use=spec.use, min_margin=spec.min_margin, max_margin=spec.max_margin,
-        keep_unfinished=spec.keep_unfinished, keep_wrong_language=spec.keep_wrong_language, held_out=spec.held_out,
+        keep_wrong_language=spec.keep_wrong_language, held_out=spec.held_out,
     )  # fmt: skip
 
 

@@ -90,10 +90,13 @@ def test_names_that_yaml_or_a_key_would_read_otherwise(recipe: Recipe, name: str
 def test_folders_called_model_go_by_the_folder_above(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = model(tmp_path / "run" / "train" / "model")
-    assert asked(recipe, folder) == (["train"], {"base": recipe.models["base"].path, "train": str(folder)})
+    folder = model(tmp_path / "mine" / "model")
+    assert asked(recipe, folder) == (["mine"], {"base": recipe.models["base"].path, "mine": str(folder)})
     monkeypatch.chdir(folder / "..")
-    assert asked(recipe, "model")[0] == asked(recipe, "../train/model/../model")[0] == ["train"]
+    assert asked(recipe, "model")[0] == asked(recipe, "../mine/model/../model")[0] == ["mine"]
+    # All models of runs lie in train/model; they go by run and step.
+    folders = [model(tmp_path / run / step / "train" / "model") for run in "ab" for step in ("sft", "stage2")]
+    assert asked(recipe, *folders)[0] == ["a-sft", "a-stage2", "b-sft", "b-stage2"]
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,6 @@ REASONS = [
     ([1.0], [1.0], {}, {}, "fewer_than_two_responses"),
     ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], {}, {"r0": CUT, "r2": {"text": " \n"}}, "fewer_than_two_finished"),
     ([1.0, 2.0], [1.0, 2.0], {}, {"r0": {"token_ids": []}}, "fewer_than_two_finished"),
-    ([1.0, 2.0], [1.0, 2.0], {"keep_unfinished": True}, {"r0": {"token_ids": []}}, "fewer_than_two_finished"),
     ([1.0, 2.0], [1.0, 2.0], {}, {"r0": CUT, "r1": {"text": KO}}, "fewer_than_two_finished"),
     ([1.0, 2.0], [1.0, 2.0], {}, {"r1": {"text": KO}}, "wrong_language"),
     ([1.0, 2.0], [1.0, 2.0], {}, {"r0": {"token_ids": [7]}, "r1": {"token_ids": [7]}}, "all_responses_identical"),
@@ -199,7 +198,6 @@ def test_unfinished_responses_leave_the_ranks_too_unless_kept() -> None:
     assert pair_of(built) == ("p-1", "p-0") and built.pairs[0].agreement == 1.0
     row = built.agreements.to_pylist()[0]
     assert (row["num_responses"], row["num_compared"]) == (3, 2)
-    assert reason_of(one(first, second, rules_of(keep_unfinished=True), r2=CUT)) == "validator_disagrees"
 
 
 @pytest.mark.parametrize(
@@ -395,11 +393,7 @@ def naive_usable(asked: Instruction, rows: list[Row], rules: PairRules) -> tuple
     if len(rows) < 2:
         return [], "fewer_than_two_responses"
     finished = [
-        row
-        for row in rows
-        if row.response.token_ids
-        and row.response.text.strip()
-        and (rules.keep_unfinished or row.response.finish_reason == "stop")
+        row for row in rows if row.response.token_ids and row.response.text.strip() and row.response.finish_reason == "stop"
     ]
     if len(finished) < 2:
         return [], "fewer_than_two_finished"
@@ -523,7 +517,6 @@ ANY_RULES = st.builds(
     use=st.sampled_from(["drop", *USES]),
     min_margin=st.sampled_from([0.0, 0.0, 0.5]),
     max_margin=st.sampled_from([None, None, 4.0]),
-    keep_unfinished=st.booleans(),
     keep_wrong_language=st.booleans(),
     max_length=st.sampled_from([None, 1, 2]),
     held_out=st.sampled_from([0.0, 0.5]),
