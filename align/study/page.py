@@ -213,8 +213,8 @@ checks count, nothing else. A fresh stage samples anew from the model before it.
 
 Gains are over M0 on the same held-out prompts, means over seeds with 95 % intervals of a hierarchical bootstrap
 (seeds, then prompts). d = sqrt(KL to M0), in square roots of nats, estimated on each model's own answers at
-temperature 1. The proxy is in standard deviations (sd) of M0's scores over prompts; gold in its own unit, but in sd
-in the pictures, whose curves join the means over seeds of the first, second, ... checkpoint. A gap is proxy less gold
+temperature 1. The proxy is in standard deviations (sd) of M0's scores over prompts; gold in its own unit (of rules:
+the share of demands that an answer keeps), but in sd in the pictures, whose curves join the means over seeds of the first, second, ... checkpoint. A gap is proxy less gold
 gain, both in sd. Equal d is the largest that both arms of a seed reached; gains there are interpolated between
 checkpoints. A gap can be smaller because gold is higher or because the proxy is lower: both differences are shown.
 
