@@ -122,6 +122,10 @@ def _at_equal_distance(one: Mapping[str, Any]) -> str:
     )
 
 
+def _p(value: float | None) -> str:
+    return "p < 0.001" if value is not None and value < 0.001 else f"p {number(value, 2)}"
+
+
 def _falls(arms: Mapping[str, Any]) -> str:
     """Whether any arm over-optimized: gold below its peak at the end, beyond chance."""
     known = {name: arm["fall"] for name, arm in arms.items() if arm and arm["fall"]["p"] is not None}
@@ -129,12 +133,12 @@ def _falls(arms: Mapping[str, Any]) -> str:
         return "Over-optimization: no arm to see it in yet."
     beyond = {name: fall for name, fall in known.items() if fall["p"] < 0.05 / len(known)}
     if beyond:
-        named = ", ".join(f"{escape(name)} ({number(fall['mean'])}, p {number(fall['p'])})" for name, fall in beyond.items())
+        named = ", ".join(f"{escape(name)} ({number(fall['mean'])}, {_p(fall['p'])})" for name, fall in beyond.items())
         return f"Over-optimization: gold ends below its peak beyond chance in {named}; not in the other arms."
     least = min(fall["p"] for fall in known.values())
     return (
-        f"Over-optimization: in none of {len(known)} arms does gold end below its peak beyond chance (least p "
-        f"{number(least, 2)}), so nothing here shows whether stages mitigate it."
+        f"Over-optimization: in none of {len(known)} arms does gold end below its peak beyond chance (least {_p(least)}), "
+        "so nothing here shows whether stages mitigate it."
     )
 
 
@@ -177,7 +181,7 @@ def _arm_rows(arms: Mapping[str, Any]) -> list[list[str]]:
             escape(name), str(len(arm["seeds"])), pairs, number(arm["steps"], 0), number(arm["tokens"], 0),
             number(arm["distance"], 2), f"{number(start['num_tokens'], 0)} to {number(end['num_tokens'], 0)}",
             f"{percent(start['finished'])} to {percent(end['finished'])}", interval(arm["final_proxy"], 2),
-            interval(arm["final_gold"]), f"{number(fall['mean'])}; {number(fall['by_chance'])}; p {number(fall['p'], 2)}",
+            interval(arm["final_gold"]), f"{number(fall['mean'])}; {number(fall['by_chance'])}; {_p(fall['p'])}",
         ])  # fmt: skip
     return rows
 
@@ -206,17 +210,18 @@ CLAIM_HEAD = (
     "claim", "measure", "difference", "by seed", "t interval of the seeds", "final d of both", "equal d",
     "gold gain there, difference", "proxy gain there, difference, sd", "verdict",
 )  # fmt: skip
-READING = """M0 is the model after SFT, from which every arm begins. The proxy is the selector, the reward model that picks
-the pairs; the validator is the second one, which must agree; gold is the exact reward. Gold took no part in
-choosing or filtering preference pairs, but the proxies learned from noisy labels of it, and it counts what its
-checks count, nothing else. A fresh stage samples anew from the model before it.
+READING = """M0 is the model after SFT, from which every arm begins. The proxy is the selector, the reward model that
+picks the pairs; the validator is the second one, which must agree; gold is the exact reward. Gold took
+no part in choosing or filtering preference pairs, but the proxies learned from noisy labels of it, and
+it counts what its checks count, nothing else. A fresh stage samples anew from the model before it.
 
 Gains are over M0 on the same held-out prompts, means over seeds with 95 % intervals of a hierarchical bootstrap
 (seeds, then prompts). d = sqrt(KL to M0), in square roots of nats, estimated on each model's own answers at
 temperature 1. The proxy is in standard deviations (sd) of M0's scores over prompts; gold in its own unit (of rules:
-the share of demands that an answer keeps), but in sd in the pictures, whose curves join the means over seeds of the first, second, ... checkpoint. A gap is proxy less gold
-gain, both in sd. Equal d is the largest that both arms of a seed reached; gains there are interpolated between
-checkpoints. A gap can be smaller because gold is higher or because the proxy is lower: both differences are shown.
+the share of demands that an answer keeps), but in sd in the pictures, whose curves join the means over seeds of the
+first, second, ... checkpoint. A gap is proxy less gold gain, both in sd. Equal d is the largest that both arms of a
+seed reached; gains there are interpolated between checkpoints. A gap can be smaller because gold is higher or because
+the proxy is lower: both differences are shown.
 
 The last checkpoint lies below the best of several noisy ones also where nothing happens: beside each fall stands what
 is seen when the checkpoints are exchanged at random within prompts, and how often that falls as far (p). Supported:

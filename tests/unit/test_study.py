@@ -632,6 +632,9 @@ def test_partial_results_say_so(plan: Plan, tmp_path: Path) -> None:
     assert re.search(r"^4\. Not decided among the other claims \(8\)", text, re.M)
     assert len([line for line in text.splitlines() if re.match(r"\d\. ", line)]) == 6
     assert "at the largest distance that both reached (1.00) the difference is" in text
+    fallen = found["arms"]["one-stage-dpo"] | {"fall": {"mean": 0.2, "by_chance": 0.01, "p": 0.0004}}
+    said = page(found | {"arms": found["arms"] | {"one-stage-dpo": fallen}}, {})
+    assert "below its peak beyond chance in one-stage-dpo (0.200, p < 0.001); not in the other arms" in said
     assert "5. Over-optimization: in none of 2 arms" in text and "selector 6 of 8 (75" in text
     assert json.loads((tmp_path / "results.json").read_text())["arms"]["two-stages-dpo"] is None
     for name in re.findall(r"\]\((pictures/[^)]+)\)", text):
