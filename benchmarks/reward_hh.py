@@ -5,9 +5,9 @@ of the same size), longest sequence, seed and precision, on a CPU. Training pair
 test pairs the next ones; no prompt is in both.
 
 Arms: `ours` (`reward.train.train_reward_model` as the reward step calls it), `trl` (messages in, everything else as TRL
-ships it: its tokenization, padding, schedule and gradient checkpointing). Both models are scored in fp32, each on its own
-arm's tokens, one sequence at a time, so that no padding takes part; intervals are bootstrapped over prompts, and the
-difference of the arms over the same pairs.
+ships it: its tokenization, padding and schedule; neither arm computes activations twice). Both models are scored in fp32,
+each on its own arm's tokens, one sequence at a time, so that no padding takes part; intervals are bootstrapped over
+prompts, and the difference of the arms over the same pairs.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def trl(pairs: list[RewardPair], folder: Path, precision: str) -> dict[str, Any]
         args=RewardConfig(
             output_dir=str(folder), num_train_epochs=1, learning_rate=LEARNING_RATE, per_device_train_batch_size=AT_ONCE,
             gradient_accumulation_steps=BATCH // AT_ONCE, max_length=MAX_LENGTH, seed=SEED, bf16=precision == "bf16",
-            use_cpu=not torch.cuda.is_available(), logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+            gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(), logging_steps=1, save_strategy="no",
+            report_to="none", disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(rows),
     )  # fmt: skip
