@@ -10,6 +10,8 @@ from types import TracebackType
 from tqdm import tqdm
 
 PLAIN_INTERVAL_S = 30.0
+# An engine that answers all at once finishes little for long: time left from the first of them would be far too much.
+TELLING, TELLING_SHARE = 8, 0.1
 
 
 def _clock(seconds: float) -> str:
@@ -68,7 +70,7 @@ class Progress:
             line += f", {made / max(elapsed, 1e-9):.2g}/s"
         if ended:
             line += f", {_clock(elapsed)}"
-        elif made and self.total is not None:
+        elif self.total is not None and made >= max(1, min(TELLING, TELLING_SHARE * (self.total - self._first))):
             line += f", {_clock(elapsed / made * (self.total - self._count))} left"
         print(line + (f", {self._note}" if self._note else ""), flush=True)
 

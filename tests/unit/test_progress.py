@@ -54,3 +54,17 @@ def test_hours_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
         bar.advance(10**6 // 2)
         bar._print()
     assert re.search(r" 1:01:4\d left", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "told"), [(1, 36, False), (4, 36, True), (7, 10**6, False), (8, 10**6, True), (1, 5, True)]
+)
+def test_time_left_waits_for_more_than_the_first_answers(
+    capsys: pytest.CaptureFixture[str], done: int, total: int, told: bool
+) -> None:
+    with Progress("sample", total, "prompts", interval_s=10) as bar:
+        bar._begun -= 60
+        bar.advance(done)
+        bar._print()
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith(f"  sample: {done}/{total} prompts, ") and line.endswith(" left") == told
