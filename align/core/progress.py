@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 PLAIN_INTERVAL_S = 30.0
 # An engine that answers all at once finishes little for long: time left from the first of them would be far too much.
-TELLING, TELLING_SHARE = 8, 0.1
+TELLING, TELLING_SHARE = 8, 0.05
 
 
 def _clock(seconds: float) -> str:

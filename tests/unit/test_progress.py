@@ -57,7 +57,7 @@ def test_hours_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("done", "total", "told"), [(1, 36, False), (4, 36, True), (7, 10**6, False), (8, 10**6, True), (1, 5, True)]
+    ("done", "total", "told"), [(1, 36, False), (2, 36, True), (7, 10**6, False), (8, 10**6, True), (1, 5, True)]
 )
 def test_time_left_waits_for_more_than_the_first_answers(
     capsys: pytest.CaptureFixture[str], done: int, total: int, told: bool
