@@ -49,18 +49,23 @@ def machine() -> dict[str, Any]:
             found["versions"][package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-
-    try:
-        found["commit"] = _git("rev-parse", "--short", "HEAD") + (
-            "+changes" if _git("status", "--porcelain", "-uno") else ""
-        )
-    except OSError:  # no git on this machine
-        found["commit"] = None
+    found["commit"] = COMMIT
     return found
 
 
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+def _commit() -> str | None:
+    """The commit, "+changes" where tracked files differ from it; None without git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except OSError:
+        return None
+
+
+COMMIT = _commit()  # of the code that runs, so asked at the start: the checkout may move on meanwhile
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -95,7 +100,7 @@ def run_arms(module: str, arms: Sequence[str], repeats: int, extra: Sequence[str
     """Run every arm `repeats` times, in turns that change direction, each in a process of its own.
 
     Returns:
-        arm -> what its process printed as its last line, as JSON, once per repeat.
+        arm -> what its process printed as its last line, as JSON, with the `commit`, once per repeat.
 
     Raises:
         SystemExit: an arm failed.
@@ -110,7 +115,7 @@ def run_arms(module: str, arms: Sequence[str], repeats: int, extra: Sequence[str
             if ended.returncode:
                 print(ended.stdout[-2000:], ended.stderr[-4000:], sep="\n")
                 raise SystemExit(f"{module}: arm {arm} failed with code {ended.returncode}")
-            found[arm].append(json.loads(ended.stdout.strip().splitlines()[-1]))
+            found[arm].append({**json.loads(ended.stdout.strip().splitlines()[-1]), "commit": COMMIT})
             print(f"{time.monotonic() - begun:.0f} s", flush=True)
     return found
 

@@ -106,13 +106,22 @@ def trl(pairs: list[RewardPair], folder: Path, precision: str) -> dict[str, Any]
     )  # fmt: skip
     trainer.train()
     seconds = time.perf_counter() - begun
+    trainer.save_model(str(folder / "model"))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-10:]
     tokenizer = trainer.processing_class
     ids = [[dialogue_ids(tokenizer, p, side) for side in ("chosen", "rejected")] for p in pairs if p.split == "test"]
     return {
         "seconds": seconds, "steps": trainer.state.global_step, "loss": sum(losses) / len(losses),
-        "scores": plain_scores(trainer.model.eval(), ids),
+        "scores": plain_scores(read_back(folder / "model"), ids),
     }  # fmt: skip
+
+
+def read_back(folder: Path) -> Any:
+    """A saved model in fp32: the one in TRL's trainer still computes in the precision of training."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def plain_scores(model: Any, ids: list[list[list[int]]]) -> list[list[float]]:
@@ -160,7 +169,11 @@ def main(args: argparse.Namespace, path: Path) -> int:
         print(f"error: {path} has no pair left to test on")
         return 2
     extra = ["--train", str(args.train), "--test", str(args.test), "--precision", args.precision]
-    found = harness.run_arms("benchmarks.reward_hh", ["ours", "trl"], args.repeats, extra)
+    arms = ["ours", "trl"]
+    found = harness.run_arms("benchmarks.reward_hh", [args.only] if args.only else arms, args.repeats, extra)
+    if args.only:
+        kept = json.loads((harness.RESULTS / "reward_hh.json").read_text())["rows"]
+        found = {arm: found.get(arm) or [row for row in kept if row["arm"] == arm] for arm in arms}
     rows = [{**run, **held_out(test, run["scores"])} for runs in found.values() for run in runs]
     for row in rows:
         low, high = row["accuracy_interval"] or (math.nan, math.nan)
@@ -168,7 +181,8 @@ def main(args: argparse.Namespace, path: Path) -> int:
         print(
             f"  {row['arm']:5} accuracy {row['accuracy']:.3f} ({low:.3f} to {high:.3f}), of equal length "
             f"{math.nan if same is None else same:.3f} of {row['pairs_length_matched']}, log loss {row['log_loss']:.3f}, "
-            f"training loss {row['loss']:.3f}, {row['seconds']:.0f} s, peak {row['peak_gib']:.1f} GiB"
+            f"training loss {row['loss']:.3f}, {row['seconds']:.0f} s, peak {row['peak_gib']:.1f} GiB, "
+            f"commit {row['commit']}"
         )
     print(f"  a model that always prefers the longer answer: {rows[0]['longer_is_chosen']:.3f}")
     hits = {arm: [float(a > b) for a, b in runs[0]["scores"]] for arm, runs in found.items()}
@@ -189,6 +203,9 @@ if __name__ == "__main__":
     parser.add_argument("--train", type=int, default=1000, help="training pairs (default 1000)")
     parser.add_argument("--test", type=int, default=400, help="test pairs, as far as the file has them (default 400)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of training (default bf16)")
+    parser.add_argument(
+        "--only", choices=("ours", "trl"), help="run this arm; the other's rows are those of the last result"
+    )
     arguments = parser.parse_args()
     data = harness.test_data()
     if data is None:

@@ -258,8 +258,8 @@ def build_pairs(
 ) -> Built:
     """K pairs for each prompt, or the first reason against each; see `reward.selection.OUTCOMES` for the reasons.
 
-    Responses that are unfinished, empty (no token ids, or blank text) or in the other language than the prompt's answer_lang
-    are left out, unless the rules keep them; of responses with equal token ids, cut to max_length, the lowest id stays.
+    Responses that are unfinished, empty (no token ids, or blank text) or, unless the rules keep them, in the other language
+    than the prompt's answer_lang are left out; of responses with equal token ids, cut to max_length, the lowest id stays.
     The rest are compared: a NaN or an infinite score of one of them rules the prompt out, and ranks are among them.
 
     Args:

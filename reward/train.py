@@ -136,6 +136,29 @@ def micro_batch(longest: int, batch_size: int, tokens: int) -> int:
     return max((n for n in range(1, batch_size + 1) if batch_size % n == 0 and 2 * n * longest <= tokens), default=1)
 
 
+def _trainer(**arguments: Any) -> Any:
+    """TRL's trainer, in which every pair of a step counts alike.
+
+    transformers weighs the micro-batches of a step alike, whose last one can hold fewer pairs at the end of an epoch. A
+    micro-batch with k of the step's n pairs is weighed k/n instead.
+    """
+    from trl import RewardTrainer
+
+    class PairsCountAlike(RewardTrainer):
+        pairs_of_step: tuple[int, ...] = ()
+
+        def get_batch_samples(self, *given: Any, **named: Any) -> Any:
+            found = super().get_batch_samples(*given, **named)
+            self.pairs_of_step = tuple(len(batch["input_ids"]) // 2 for batch in found[0])
+            return found
+
+        def compute_loss(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+            mean = sum(self.pairs_of_step) / len(self.pairs_of_step)
+            return super().compute_loss(model, inputs, *given, **named) * (len(inputs["input_ids"]) / 2 / mean)
+
+    return PairsCountAlike(**arguments)
+
+
 def _run(
     model: Any,
     encoder: Encoder,
@@ -157,7 +180,7 @@ def _run(
     import torch
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import RewardConfig, RewardTrainer
+    from trl import RewardConfig
 
     lengths = [max(len(p.chosen_ids), len(p.rejected_ids)) for p in train]
     at_once = micro_batch(max(lengths), batch_size, micro_batch_tokens)
@@ -195,7 +218,7 @@ def _run(
     if margin:  # TRL's collator and loss take the column where there is one
         for row, i in zip(rows, order, strict=True):
             row["margin"] = train[i].pair.margin
-    trainer = RewardTrainer(
+    trainer = _trainer(
         model=model,
         args=config,
         train_dataset=Dataset.from_list(rows),
@@ -277,8 +300,7 @@ def train_reward_model(
         save_steps: steps between checkpoints; None is one every two minutes.
         centering: c of the loss; 0 leaves the term out.
         margin: subtract each pair's `margin` in the loss.
-        micro_batch_tokens: as in `micro_batch`; gradients of a batch's parts add up to the batch's. (The parts of the last
-            step, where the learning rate is near 0, count alike even if the last one has fewer pairs.)
+        micro_batch_tokens: as in `micro_batch`; the gradient of a step is that of the mean over its pairs all the same.
 
     Returns:
         `pairs_train`, `left_out` ((pair id, reason) of the pairs of both splits that take no part: `cannot_be_encoded`,

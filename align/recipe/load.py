@@ -196,18 +196,19 @@ def _explain(error: Any, lines: dict[Loc, int], path: Path) -> str:
     return f"{where}: {message}{value}"
 
 
-# A key that two programs read differently, so that recipes may not use it.
-AMBIGUOUS = {
+# Keys that two programs read differently, or that went: what to write in their place.
+REFUSED = {
     "gamma": "SimPO's margin is gamma_absolute (the margin itself, as in the paper's equation and as gamma was here) or "
     "gamma_over_beta (the ratio gamma/beta, as in SimPO's code)",
     "micro_batch": "it counted examples; micro_batch_tokens counts tokens",
+    "keep_unfinished": "it is gone, since training left such pairs out; take the line out, nothing else changes",
 }
 
 
 def _suggest(loc: Loc) -> str:
     key = str(loc[-1])
-    if key in AMBIGUOUS:
-        return f"; {AMBIGUOUS[key]}"
+    if key in REFUSED:
+        return f"; {REFUSED[key]}"
     # Entries of lists, of `models` and of `evaluation.suites` have names of their own.
     named = (("models",), ("evaluation", "suites"))
     parent = tuple("*" if isinstance(p, int) or loc[:i] in named else p for i, p in enumerate(loc[:-1]))

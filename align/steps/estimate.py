@@ -238,11 +238,15 @@ def training_gib(folder: Path, parameters: float, spec: TrainSpec, example: floa
 
 
 def reward_training_gib(folder: Path, parameters: float, spec: RewardTrainSpec, bf16: bool) -> float:
-    """Peak memory of training a reward model on pairs of usual length, GiB; arguments as in `training_gib`."""
+    """Peak memory of training a reward model, GiB; arguments as in `training_gib`.
+
+    Of the longest micro-batch there can be: as `reward.train.micro_batch` fills it, or one pair where that is longer.
+    """
     shape = ModelShape.of(folder, parameters)
     if shape is None:
         return parameters * 16 / 2**30
-    tokens = max(REWARD_PAIR_TOKENS, min(spec.micro_batch_tokens, spec.batch_size * REWARD_PAIR_TOKENS))
+    pair = 2 * spec.max_length
+    tokens = max(pair, min(spec.micro_batch_tokens, spec.batch_size * pair))
     device = "cuda" if _has_gpu() else "cpu"
     stored = stored_bytes(folder)
     return training_memory(shape, tokens=tokens, scored=0, bf16=bf16, stored_bytes=stored, device=device).total / 2**30

@@ -70,7 +70,7 @@ class ComparisonSpec(Strict):
 class StudySpec(Strict):
     """`arms.yaml`. The first comparison is the primary one."""
 
-    checkpoints: Count = Field(6, description="Of every arm, at equal fractions of its training.")
+    checkpoints: Count = Field(6, description="Of every arm, evenly within its stages.")
     labels: LabelsSpec = LabelsSpec()
     arms: Annotated[dict[Name, ArmSpec], Field(min_length=1)]
     comparisons: Annotated[tuple[ComparisonSpec, ...], Field(min_length=1)]

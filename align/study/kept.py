@@ -28,7 +28,8 @@ def keep(plan: Plan, arm: str, seed: int) -> None:
     """Write `study.json`: what the study needs of a finished run, and the fingerprint that it stands for.
 
     Raises:
-        StepError: a prompt whose labels trained the reward models is one of the run's stages or its evaluation.
+        StepError: a prompt whose labels trained the reward models is one of the run's stages or its evaluation, a stage is
+            not finished, or the evaluation cannot say what is needed.
     """
     run_dir, recipe = plan.run_dir(arm, seed), plan.arm_recipe(arm, seed)
     evaluation = Artifact(run_dir / "eval" / "result")
@@ -39,6 +40,8 @@ def keep(plan: Plan, arm: str, seed: int) -> None:
         raise StepError(f"{run_dir}: {len(both)} prompts both train the reward models and are used by stages or evaluation")
     trained = [Manifest.load(run_dir / f"stage{k}" / "train") for k in range(1, len(recipe.stages) + 1)]
     stages = [manifest for manifest in trained if manifest is not None]
+    if len(stages) < len(trained):
+        raise StepError(f"{run_dir}: {len(stages)} of {len(trained)} stages are finished")
     steps = [int(manifest.metrics["steps"]) for manifest in stages]
     points, answers = [], []
     if reason := evaluation.manifest.metrics["meter"].get("reason"):
@@ -70,17 +73,23 @@ def reward_right(folder: Path) -> tuple[int, int] | None:
     """Held-out pairs that a reward model orders as gold does, and how many there are; None where that is not known.
 
     Accuracy was measured on noisy labels. Where a label was turned round, a model that finds it wrong agrees with gold; with
-    ties, which find every label wrong, that does not follow.
+    ties and missing scores, which find every label wrong, that does not follow.
 
     Args:
         folder: `reward` in the folder where the model was trained.
+
+    Raises:
+        StepError: there is not one trained model.
     """
-    (trained,) = (of for path in sorted(folder.glob("*")) if path.name != "data" and (of := Manifest.load(path)))
+    found = [of for path in sorted(folder.glob("*")) if path.name != "data" and (of := Manifest.load(path))]
+    if len(found) != 1:
+        raise StepError(f"{folder}: {len(found)} trained reward models where one is expected")
+    metrics = found[0].metrics
     sizes = Counter(row.subset for row in Artifact(folder / "data").rows(RewardPair) if row.split == "test")
-    if trained.metrics["tie_share"] != 0 or trained.metrics["pairs_test"] != sum(sizes.values()):
+    if metrics.get("tie_share") != 0 or metrics["pairs_not_scored"] or metrics["pairs_test"] != sum(sizes.values()):
         return None
-    found = trained.metrics["accuracy_by_subset"]
-    right = sum(size * (1 - found[name] if name == TURNED else found[name]) for name, size in sizes.items())
+    by_subset = metrics["accuracy_by_subset"]
+    right = sum(size * (1 - by_subset[name] if name == TURNED else by_subset[name]) for name, size in sizes.items())
     return round(right), sum(sizes.values())
 
 
@@ -99,14 +108,26 @@ def read_run(plan: Plan, arm: str, seed: int) -> ArmRun | None:
     if found["fingerprint"] != planned["eval"].fingerprint:
         return None
     if set(found) != {"fingerprint", *(field.name for field in fields(ArmRun))}:  # kept by other code of the study
-        return keep_again(plan, arm, seed)
+        try:
+            return keep_again(plan, arm, seed)
+        except StepError:
+            return None  # going on with the run says what is wrong with it
     return _arm_run(found)
 
 
 def keep_again(plan: Plan, arm: str, seed: int) -> ArmRun | None:
-    """A run that was finished and kept, whatever code or recipe it was made with, kept anew; None where there is none."""
-    if _read(plan, arm, seed) is None:
+    """A run that was finished and kept, whatever code or recipe it was made with, kept anew; None where there is none.
+
+    Raises:
+        StepError: what is there is not what was kept, or as in `keep`.
+    """
+    before = _read(plan, arm, seed)
+    if before is None:
         return None
+    run_dir = plan.run_dir(arm, seed)
+    evaluation = Manifest.load(run_dir / "eval" / "result")
+    if evaluation is None or evaluation.fingerprint != before.get("fingerprint"):
+        raise StepError(f"{run_dir}: it was begun anew since its results were kept")
     keep(plan, arm, seed)
     found = _read(plan, arm, seed)
     assert found is not None

@@ -123,7 +123,9 @@ def _at_equal_distance(one: Mapping[str, Any]) -> str:
 
 
 def _p(value: float | None) -> str:
-    return "p < 0.001" if value is not None and value < 0.001 else f"p {number(value, 2)}"
+    if value is None or value >= 0.01:
+        return f"p {number(value, 2)}"
+    return "p < 0.001" if value < 0.001 else f"p {number(value)}"
 
 
 def _falls(arms: Mapping[str, Any]) -> str:
@@ -131,13 +133,14 @@ def _falls(arms: Mapping[str, Any]) -> str:
     known = {name: arm["fall"] for name, arm in arms.items() if arm and arm["fall"]["p"] is not None}
     if not known:
         return "Over-optimization: no arm to see it in yet."
+    level = f"p below 0.05/{len(known)}, for {_count(len(known), 'arm')} that ran"
     beyond = {name: fall for name, fall in known.items() if fall["p"] < 0.05 / len(known)}
     if beyond:
         named = ", ".join(f"{escape(name)} ({number(fall['mean'])}, {_p(fall['p'])})" for name, fall in beyond.items())
-        return f"Over-optimization: gold ends below its peak beyond chance in {named}; not in the other arms."
+        return f"Over-optimization: gold ends below its peak beyond chance ({level}) in {named}; in no other of these arms."
     least = min(fall["p"] for fall in known.values())
     return (
-        f"Over-optimization: in none of {len(known)} arms does gold end below its peak beyond chance (least {_p(least)}), "
+        f"Over-optimization: in none of the arms does gold end below its peak beyond chance ({level}; least {_p(least)}), "
         "so nothing here shows whether stages mitigate it."
     )
 
@@ -152,12 +155,18 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     first, *others = found["comparisons"]
     distances = [arm["distance"] for arm in found["arms"].values() if arm and arm["distance"] is not None]
     reached = f"final distances {min(distances):.1f} to {max(distances):.1f} nats^0.5" if distances else "no distance yet"
-    known: dict[str, tuple[int, int]] = {}
+    known: dict[str, list[tuple[int, int]]] = {}
     for of in found["reward_right"].values():
-        for role, (right, pairs) in of.items():
-            before = known.get(role, (0, 0))
-            known[role] = (before[0] + right, before[1] + pairs)
-    heard = ", ".join(f"{role} {right} of {pairs} ({percent(right / pairs)})" for role, (right, pairs) in known.items())
+        for role, counts in of.items():
+            known.setdefault(role, []).append(counts)
+    seeds = len(found["reward_right"])
+
+    def of_role(role: str, counts: Sequence[tuple[int, int]]) -> str:
+        right, pairs = (sum(part) for part in zip(*counts, strict=True))
+        where = "" if len(counts) == seeds else f", with {len(counts)} of {seeds} seeds: ties hide it in the others"
+        return f"{role} {right} of {pairs} ({percent(right / pairs)}{where})"
+
+    heard = ", ".join(of_role(role, counts) for role, counts in known.items())
     return [
         f"Primary claim. {_sentence(first)}.{_at_equal_distance(first)}",
         *(_group(others, verdict) for verdict in ("supported", "contradicted", "not decided")),

@@ -29,7 +29,7 @@ from align.core.lock import run_lock
 from align.recipe.load import dump_recipe
 from align.runner import Run
 from align.study.arms import Plan, load_study
-from align.study.kept import drop_weights, keep, keep_again, read_run
+from align.study.kept import KEPT, drop_weights, keep, keep_again, read_run
 from align.study.labels import prepare
 from align.study.numbers import ArmRun, compare, same_start, summarize_arm
 from align.study.page import write_page
@@ -111,25 +111,42 @@ def run_study(folder: Path, out: Path, seeds: int, overrides: Sequence[str], job
 def write_again(folder: Path, out: Path, overrides: Sequence[str], say: Say) -> int:
     """Write the page anew from the runs that were finished, without running anything; they keep their commit and device.
 
-    Numbers and wording are those of this code, answers and rewards those of the code that made the runs.
+    Numbers and wording are those of this code, answers and rewards those of the code that made the runs; which runs there
+    are, why others are missing and the noise of the labels are as the results say that stand.
 
     Args:
         folder, out, overrides, say: as in `run_study`.
 
     Raises:
-        UserError: `out` holds no results, or another study is at work there.
+        UserError: `out` holds no results, none of its runs can be read, or another study is at work there.
     """
     plan = Plan(folder.resolve(), out.resolve(), load_study(folder), tuple(overrides))
     try:
         before = json.loads((plan.out / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{plan.out}: no results.json of a study there ({error})") from None
-    seeds = range(first := plan.recipe().seed, first + before["asked"] // len(before["arms"]))
-    wanted = [(arm, seed) for arm in plan.spec.arms for seed in seeds]
+        missing = {(one["arm"], one["seed"]): one["why"] for one in before["missing"]}
+        finished = [(arm, seed) for arm, of in before["arms"].items() if of for seed in of["seeds"]]
+        kept = {key: before[key] for key in ("made_by", "label_noise")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{plan.out}: no results.json of a study there ({explain(error)[0]})") from None
+    wanted = sorted({*missing, *finished}, key=lambda key: (list(before["arms"]).index(key[0]), key[1]))
+    if gone := sorted({arm for arm, _ in wanted} - set(plan.spec.arms)):
+        raise UserError(f"{plan.out}: holds runs of arms that {plan.folder / 'arms.yaml'} does not have: {', '.join(gone)}")
+    runs = []
     with run_lock(plan.out):
-        runs = [run for key in wanted if (run := keep_again(plan, *key)) is not None]
-        made = before["made_by"] | {"page_by": provenance("", 0)["commit"]}
-        write_page(plan.out, results(plan, wanted, runs, {}) | {"made_by": made})
+        for key in wanted:
+            try:
+                run = keep_again(plan, *key)
+            except StepError as error:
+                missing[key] = explain(error)[0]
+                continue
+            if run is not None:
+                runs.append(run)
+            elif key in finished:
+                missing[key] = f"no {KEPT} in {plan.run_dir(*key).relative_to(plan.out)}"
+        if not runs:
+            raise UserError(f"{plan.out}: none of {len(wanted)} runs can be read, so its page stays as it is")
+        made = kept["made_by"] | {"page_by": provenance("", 0)["commit"]}
+        write_page(plan.out, results(plan, wanted, runs, missing) | kept | {"made_by": made})
     say(f"{len(runs)} of {len(wanted)} runs read; results: {plan.out / 'RESULTS.md'}")
     return 0
 

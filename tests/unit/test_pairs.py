@@ -192,7 +192,7 @@ def test_a_null_quantile_asks_for_what_is_rare_at_this_number_of_responses() -> 
     assert kendall.pairs[0].p_value == pytest.approx(5 / 120)
 
 
-def test_unfinished_responses_leave_the_ranks_too_unless_kept() -> None:
+def test_unfinished_responses_leave_the_ranks_too() -> None:
     first, second = [1.0, 2.0, 9.0], [1.0, 2.0, 0.0]
     built = one(first, second, RULES, r2=CUT)
     assert pair_of(built) == ("p-1", "p-0") and built.pairs[0].agreement == 1.0

@@ -167,6 +167,7 @@ FAULTS = [
     ("      n: 4", "      top_p: 1.5", 18, "stages.0.sample.top_p: Input should be less than or equal to 1 (it is 1.5)"),
     ("      beta: 0.1", "      tau: 0.1", 21, "stages.0.train.tau: unknown key for this loss; it goes with loss: ipo"),
     ("      beta: 0.1", "      micro_batch: 4", 21, "it counted examples; micro_batch_tokens counts tokens"),
+    ("      beta: 0.1", "      keep_unfinished: false", 21, "it is gone, since training left such pairs out"),
     (
         "      beta: 0.1",
         "      gamma: 0.1",

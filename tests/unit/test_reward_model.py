@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from align.core.chat import ChatError
 from align.core.errors import StepError, UserError
@@ -367,6 +368,23 @@ def test_micro_batches_train_as_the_whole_batch_does(folders: dict[str, Path], t
         )  # fmt: skip
     assert len(losses[1]) == 9  # steps of six pairs, not of one
     assert losses[1] == pytest.approx(losses[10_000], abs=1e-4)
+
+
+def test_pairs_of_a_short_last_micro_batch_count_like_the_others(folders: dict[str, Path], tmp_path: Path) -> None:
+    some = [p for p in pairs() if p.split == "train"][:13]
+    encoder = Encoder.load(folders["llama"], max_length=128)
+    longest = max(len(encoder.encode(p.prompt, s[-1]["content"]).ids) for p in some for s in (p.chosen, p.rejected))
+    weights, losses = [], []
+    for tokens in (10**5, 2 * 4 * longest):  # in one piece, and in steps of 4 + 4 and of 4 + 1 pairs
+        losses.append([])
+        train(
+            folders["llama"], tmp_path / str(tokens), pairs=some, batch_size=8, epochs=1, learning_rate=1e-3, centering=0.5,
+            micro_batch_tokens=tokens, on_step=lambda step, total, loss, kept=losses[-1]: kept.append(loss),
+        )  # fmt: skip
+        weights.append(load_file(tmp_path / str(tokens) / "model" / "model.safetensors"))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 2
+    for name, whole in weights[0].items():
+        assert torch.allclose(whole, weights[1][name], atol=2e-5), name
 
 
 def test_options_that_cannot_be_met_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from align.recipe.schema import Recipe
 from align.runner import Run, execute
 from align.study import kept, labels, run, sharing
 from align.study.arms import Plan, load_study
-from align.study.kept import KEPT, drop_weights, keep, read_run, reward_right
+from align.study.kept import KEPT, drop_weights, keep, keep_again, read_run, reward_right
 from align.study.labels import noisy_pairs
 from align.study.numbers import (
     ArmRun,
@@ -373,13 +373,18 @@ def reward_training(plan: Plan, role: str, **metrics: Any) -> Path:
     for name, content in model.items():
         (out.folder / "model" / name).write_bytes(content)
     out.write_all([], [], asked=0)
-    out.finish({"tie_share": 0.0, "pairs_test": 5, "accuracy_by_subset": {"right": 0.6667, "turned": 0.5}, **metrics})
+    by_subset = {"right": 0.6667, "turned": 0.5}
+    out.finish({"tie_share": 0.0, "pairs_test": 5, "pairs_not_scored": 0, "accuracy_by_subset": by_subset, **metrics})
     return folder
 
 
 def test_reward_models_are_judged_by_gold_not_by_their_noisy_labels(plan: Plan) -> None:
     assert reward_right(reward_training(plan, "selector")) == (3, 5)  # two of three right labels, one turned one refused
-    assert reward_right(reward_training(plan, "validator", tie_share=0.2)) is None
+    unknown = reward_training(plan, "validator", tie_share=0.2)
+    assert reward_right(unknown) is None
+    (unknown / "validator" / "manifest.json").unlink()
+    with pytest.raises(StepError, match="0 trained reward models where one is expected"):
+        reward_right(unknown)
 
 
 def result(model: str, name: str, gold: float, proxy: float, log_ratio: float) -> EvalResult:
@@ -634,8 +639,13 @@ def test_partial_results_say_so(plan: Plan, tmp_path: Path) -> None:
     assert "at the largest distance that both reached (1.00) the difference is" in text
     fallen = found["arms"]["one-stage-dpo"] | {"fall": {"mean": 0.2, "by_chance": 0.01, "p": 0.0004}}
     said = page(found | {"arms": found["arms"] | {"one-stage-dpo": fallen}}, {})
-    assert "below its peak beyond chance in one-stage-dpo (0.200, p < 0.001); not in the other arms" in said
-    assert "5. Over-optimization: in none of 2 arms" in text and "selector 6 of 8 (75" in text
+    level = "(p below 0.05/2, for 2 arms that ran"
+    assert f"beyond chance {level}) in one-stage-dpo (0.200, p < 0.001); in no other of these arms" in said
+    assert f"5. Over-optimization: in none of the arms does gold end below its peak beyond chance {level}; least p " in text
+    assert re.search(r"selector 6 of 8 \(75.%\)", text)
+    hidden = found["reward_right"] | {"102": {}}
+    said = page(found | {"reward_right": hidden}, {})
+    assert re.search(r"selector 3 of 4 \(75.%, with 1 of 2 seeds: ties hide it in the others\)", said)
     assert json.loads((tmp_path / "results.json").read_text())["arms"]["two-stages-dpo"] is None
     for name in re.findall(r"\]\((pictures/[^)]+)\)", text):
         assert ElementTree.parse(tmp_path / name).getroot().tag == "{http://www.w3.org/2000/svg}svg"
@@ -658,6 +668,38 @@ def test_the_page_is_written_anew_from_finished_runs(plan: Plan, smollm2_path: P
     text = (plan.out / "RESULTS.md").read_text()
     assert "1 of 14 runs read" in said[0] and "13 of 14 runs are missing" in text
     assert "- commit: old" in text and "- this page was written anew by commit " in text and "4+8" in text
+
+
+def test_a_page_written_anew_keeps_what_it_cannot_know(plan: Plan, smollm2_path: Path) -> None:
+    two = "two-stages-dpo"
+    finished_run(plan)
+    keep(plan, two, 101)
+    wanted = [(arm, seed) for arm in plan.spec.arms for seed in (101, 102)]
+    failed = {("one-stage-dpo", 102): "failed with code 1: no memory"}
+    found = results(plan, wanted, [keep_again(plan, two, 101)], failed)
+    made = {"command": "align study x", "commit": "old", "device": "d", "date": "t", "versions": {}, "seconds": 3}
+    write_page(plan.out, found | {"label_noise": 0.125, "made_by": made})
+    # Another first seed in the recipe of today, and another noise, are not those of the runs.
+    assert write_again(STUDY, plan.out, ["seed=500"], print) == 0
+    text = (plan.out / "RESULTS.md").read_text()
+    assert "share of labels turned round: 0.125" in text and "- one-stage-dpo, seed 102: failed with code 1: no m" in text
+    assert "13 of 14 runs are missing" in text
+
+    # A run that was begun anew is not what was kept, and nothing is overwritten where no run is left.
+    (plan.run_dir(two, 101) / "eval" / "result" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="none of 14 runs can be read, so its page stays as it is"):
+        write_again(STUDY, plan.out, [], print)
+    assert (plan.out / "RESULTS.md").read_text() == text
+    (plan.out / "results.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no results\.json of a study there .*missing"):
+        write_again(STUDY, plan.out, [], print)
+
+
+def test_a_run_with_a_stage_that_is_not_finished_is_not_kept(plan: Plan, smollm2_path: Path) -> None:
+    finished_run(plan)
+    (plan.run_dir("two-stages-dpo", 101) / "stage2" / "train" / "manifest.json").unlink()
+    with pytest.raises(StepError, match="1 of 2 stages are finished"):
+        keep(plan, "two-stages-dpo", 101)
 
 
 def test_pages_and_pictures_escape(plan: Plan) -> None:
