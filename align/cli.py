@@ -56,15 +56,15 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     recipe = argparse.ArgumentParser(add_help=False)
     recipe.add_argument(
-        "--recipe", type=Path, default=Path(os.environ["ALIGN_RECIPE"]) if "ALIGN_RECIPE" in os.environ else None,
-        help="YAML file (default: $ALIGN_RECIPE, ./recipe.yaml, or the one in --run-dir)",
+        "--recipe", type=Path,
+        help="YAML file (default: the one that a run in --run-dir was made with, $ALIGN_RECIPE, or ./recipe.yaml)",
     )  # fmt: skip
     recipe.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override, such as stages.1.train.beta=2.0; repeatable",
+        help="override, such as stages.1.train.beta=2.0 (lists begin with 0: this is stage 2); repeatable",
     )
     recipe.add_argument("--run-dir", type=Path, help="where results go (default: runs/<name of the recipe>)")
 
@@ -138,9 +138,14 @@ def open_run(args: argparse.Namespace) -> Run:
     from align.recipe.load import load_recipe
     from align.runner import Run
 
-    path, inside = args.recipe or Path("recipe.yaml"), (args.run_dir or Path()) / "recipe.yaml"
-    if args.recipe is None and not path.is_file() and inside.is_file():
+    around = Path(os.environ.get("ALIGN_RECIPE", "recipe.yaml"))
+    inside = args.run_dir / "recipe.yaml" if args.run_dir else None
+    path = args.recipe or around
+    # A run goes on as it began: with another recipe that happens to lie here its finished steps would be made anew.
+    if args.recipe is None and inside is not None and inside.is_file():
         path = inside
+        if around.is_file() and around.resolve() != inside.resolve():
+            print(f"with the run's own recipe, {inside}; for the other: --recipe {around}", file=sys.stderr)
     recipe = load_recipe(path, args.set)
     return Run(recipe, (args.run_dir or Path("runs") / recipe.name).resolve())
 
@@ -181,8 +186,12 @@ def _run(args: argparse.Namespace) -> None:
         raise UserError(f"align eval {args.suite}: evaluation.suites has {', '.join(suites) or 'none'}")
     if args.command == "eval" and args.models:
         from align.evaluating import with_models
+        from align.steps.suite_table import suite_models
 
+        before = suite_models(run.recipe, args.suite)
         run = Run(with_models(run.recipe, args.suite, args.models), run.run_dir)
+        if lost := [name for name in before if name not in suite_models(run.recipe, args.suite)]:
+            print(f"the run's table of {args.suite} is now without {', '.join(lost)}: name them too to keep them")
     wanted = None if args.command == "run" else wanted_steps(run, args.command, getattr(args, "stage", 0))
     if args.command == "eval" and args.suite is not None:
         own = f"eval.suite.{args.suite}"
@@ -195,6 +204,10 @@ def _run(args: argparse.Namespace) -> None:
 
         names = [args.suite] if args.suite else list(run.recipe.evaluation.suites)
         print_tables(run.run_dir, names, print, models=args.suite is None)
+    if args.command == "run":
+        from align.evaluating import print_tables
+
+        print_tables(run.run_dir, (), print, models=True)
     if args.command in ("run", "eval", "report") and all(planned.done for planned in run.plan()):
         from align.model_card import write_model_cards
 

@@ -140,10 +140,16 @@ def _warnings(found: dict[str, Any]) -> list[str]:
     if found["accuracy"] <= found["longer_is_chosen"]:
         said.append("always preferring the longer answer would be as accurate or more")
     correlation = found["margin_length_correlation"]
-    if correlation is not None and abs(correlation) > STRONG_CORRELATION:
+    known = found["pairs_test"] - found["pairs_not_scored"]
+    if correlation is not None and abs(correlation) > max(STRONG_CORRELATION, chance_correlation(known)):
         side = "longer" if correlation > 0 else "shorter"
         said.append(f"the model prefers {side} answers: score differences follow length differences, rho {correlation:.2f}")
     return said
+
+
+def chance_correlation(count: int) -> float:
+    """How far from 0 a correlation of `count` unrelated pairs stays in 95 % of cases (Fisher's z); 1 for three or fewer."""
+    return math.tanh(1.96 / math.sqrt(count - 3)) if count > 3 else 1.0
 
 
 def _line(name: str, numbers: dict[str, Any]) -> str:
@@ -160,7 +166,8 @@ def _line(name: str, numbers: dict[str, Any]) -> str:
 def _print(found: dict[str, Any], rejects: Sequence[Reject], say: Say) -> None:
     """The table, the sections, what to read the accuracy against, and the warnings."""
     if rejects:
-        say(f"{len(rejects)} lines of {found['file']} hold no usable pair: {_reasons(rejects)}")
+        first = f"the first begins {rejects[0].raw[:60]!r}"
+        say(f"{len(rejects)} lines of {found['file']} hold no usable pair: {_reasons(rejects)}; {first}")
     overall = {**found, "pairs": found["pairs_test"]}
     say(HEADER)
     for name, numbers in found["subsets"].items():

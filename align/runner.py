@@ -76,8 +76,7 @@ def execute(run: Run, wanted: Sequence[str] | None, say: Say) -> int:
         process = Process(run.recipe, run.run_dir, {s.name: s for s in run.steps()})
         while group := _next_group(run.plan(), wanted):
             for planned in group:
-                mark = "resume" if planned.started else "start"
-                say(f"{planned.step.name}: {planned.step.about}" + (" (resuming)" if mark == "resume" else ""))
+                say(f"{planned.step.name}: {planned.step.about}{_manner(run, planned)}")
             started = time.monotonic()
             if group[0].step.process:
                 _run_in_worker(run, [p.step.name for p in group], lock)
@@ -86,6 +85,16 @@ def execute(run: Run, wanted: Sequence[str] | None, say: Say) -> int:
             say(f"{', '.join(_kept(run, p.step) for p in group)}: done in {time.monotonic() - started:.0f} s")
             count += len(group)
         return count
+
+
+def _manner(run: Run, planned: Planned) -> str:
+    """Whether a step goes on, or replaces a result that stood."""
+    if planned.started:
+        return " (resuming)"
+    if planned.fingerprint is None or (before := Manifest.load(run.run_dir / planned.step.folder)) is None:
+        return ""
+    recipe = before.fingerprint != planned.fingerprint
+    return f" (anew: {'recipe, models, files or code' if recipe else 'what it was made from'} changed since it was made)"
 
 
 def _kept(run: Run, step: Step) -> str:

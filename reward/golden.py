@@ -142,6 +142,8 @@ def load_checked(folder: Path, *, precision: str, max_length: int, layout: str =
     """
     from reward.classifier import Classifier
 
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
     model = Classifier.load(folder, precision=precision, max_length=max_length, layout=layout)
     check_golden(model, read_golden(folder, precision), precision=precision, folder=folder)
     return model

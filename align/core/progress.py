@@ -10,7 +10,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 PLAIN_INTERVAL_S = 30.0
-# An engine that answers all at once finishes little for long: time left from the first of them would be far too much.
+# An engine that answers all at once finishes little for long: rate and time left from the first of them would be far off.
 TELLING, TELLING_SHARE = 8, 0.05
 
 
@@ -66,11 +66,12 @@ class Progress:
         elapsed = time.monotonic() - self._begun
         made = self._count - self._first
         line = f"  {self.label}: {self._count}{'' if self.total is None else f'/{self.total}'} {self.unit}"
-        if made:
+        telling = self.total is None or made >= min(TELLING, TELLING_SHARE * (self.total - self._first))
+        if made and (ended or telling):
             line += f", {made / max(elapsed, 1e-9):.2g}/s"
         if ended:
             line += f", {_clock(elapsed)}"
-        elif self.total is not None and made >= max(1, min(TELLING, TELLING_SHARE * (self.total - self._first))):
+        elif made and telling and self.total is not None:
             line += f", {_clock(elapsed / made * (self.total - self._count))} left"
         print(line + (f", {self._note}" if self._note else ""), flush=True)
 

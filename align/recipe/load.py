@@ -42,6 +42,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        raise UserError(f"{path}: this file is empty; `align init quickstart` copies a recipe here")
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys; this is {type(data).__name__}")
     lines = dict(lines_of(node, (), path))

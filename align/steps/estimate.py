@@ -176,18 +176,18 @@ def estimates(recipe: Recipe, plan: Sequence[Planned]) -> dict[str, Estimate]:
     answers = held * len(models)
     for role, params in score_params.items():
         result[f"eval.score.{role}"] = _score(answers, recipe.evaluation.max_tokens, params)
-    result |= _suites(recipe, generate, base)
+    result |= _suites(recipe, generate, base, documents * share["heldout"])
     result["eval"] = _score(answers * 3, recipe.evaluation.max_tokens, base)
     return result
 
 
-def _suites(recipe: Recipe, generate: Callable[..., Estimate], base: float) -> dict[str, Estimate]:
-    """The suites' steps; a file's items are its lines, and an answer has half of its limit."""
+def _suites(recipe: Recipe, generate: Callable[..., Estimate], base: float, documents: float) -> dict[str, Estimate]:
+    """The suites' steps; a file's items are its lines, an answer has half of its limit, `documents` are held out."""
     found: dict[str, Estimate] = {}
     for name, spec in recipe.evaluation.suites.items():
         models = suite_models(recipe, name)
         if isinstance(spec, PerplexitySpec):
-            found[f"eval.suite.{name}"] = _score(spec.documents * len(models), spec.max_length, base)
+            found[f"eval.suite.{name}"] = _score(min(spec.documents, documents) * len(models), spec.max_length, base)
             continue
         path = Path(str(getattr(spec, "path", "")))
         needles = 3 * math.prod(len(getattr(spec, key, ())) for key in ("lengths", "depths", "languages"))

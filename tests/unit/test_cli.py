@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from align.cli import STAGE_VERBS, STEP_VERBS, main
+from align.cli import STAGE_VERBS, STEP_VERBS, main, open_run, parser
 from align.core.artifact import StepFolder
 from align.core.rows import Document, Reject
 from align.inspecting import recipes_folder
-from align.runner import Run
+from align.recipe.load import dump_recipe, load_recipe
+from align.runner import Run, execute
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +57,35 @@ def test_recipe_may_come_from_the_environment(
     monkeypatch.setenv("ALIGN_RECIPE", str(project / "recipe.yaml"))
     monkeypatch.chdir("/")
     assert error(capsys, "check", "--set", "x=1").startswith(f"{project / 'recipe.yaml'}:")
+
+
+def test_a_run_goes_on_with_its_own_recipe(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = Path("runs/mine/recipe.yaml")
+    mine.parent.mkdir(parents=True)
+    mine.write_text(dump_recipe(load_recipe(Path("recipe.yaml"), ["name=mine"])))
+    assert main(["check", "--run-dir", "runs/mine"]) == 0
+    found = capsys.readouterr()
+    assert found.out.startswith("recipe mine: valid.")
+    assert found.err == "with the run's own recipe, runs/mine/recipe.yaml; for the other: --recipe recipe.yaml\n"
+    assert main(["check", "--run-dir", "runs/mine", "--recipe", "recipe.yaml"]) == 0
+    found = capsys.readouterr()
+    assert found.out.startswith("recipe proxy: valid.") and not found.err
+    assert main(["check", "--run-dir", "runs/new"]) == 0, "a new folder takes the recipe that lies here"
+    assert capsys.readouterr().out.startswith("recipe proxy: valid.")
+
+
+def test_a_step_that_replaces_a_result_says_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def corpus(*more: str) -> list[str]:
+        said: list[str] = []
+        execute(open_run(parser().parse_args(["run", *more])), ["corpus"], said.append)
+        return said
+
+    about = "corpus: read, check, mask and de-duplicate documents"
+    assert corpus()[0] == about and not corpus()
+    assert (
+        corpus("--set", "corpus.min_chars=41")[0]
+        == f"{about} (anew: recipe, models, files or code changed since it was made)"
+    )
 
 
 def test_bad_key(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +199,11 @@ def test_a_suite_and_its_models_are_checked_before_anything_runs(
     has = "align eval nosuch: evaluation.suites has constraints, documents"
     assert error(capsys, "eval", "nosuch") == error(capsys, "eval", "nosuch", "--models", "M0") == has
     assert error(capsys, "eval", "--models", "M0") == "--models goes with a suite: align eval SUITE --models M0 M2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.runner.execute", lambda run, wanted, say: 1)
+        assert main(["eval", "constraints", "--models", "M2", "M0"]) == 0
+    lost = "the run's table of constraints is now without base, M1: name them too to keep them"
+    assert capsys.readouterr().out.splitlines()[0] == lost
     unknown = "--models: M7: no folder with config.json, and no model of the recipe (base, M0, M1, M2@1, M2)"
     assert error(capsys, "eval", "constraints", "--models", "M0", "M7") == unknown
     shutil.copytree(tiny_llama, "other/base")

@@ -59,7 +59,7 @@ def test_hours_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("done", "total", "told"), [(1, 36, False), (2, 36, True), (7, 10**6, False), (8, 10**6, True), (1, 5, True)]
 )
-def test_time_left_waits_for_more_than_the_first_answers(
+def test_rate_and_time_left_wait_for_more_than_the_first_answers(
     capsys: pytest.CaptureFixture[str], done: int, total: int, told: bool
 ) -> None:
     with Progress("sample", total, "prompts", interval_s=10) as bar:
@@ -67,4 +67,5 @@ def test_time_left_waits_for_more_than_the_first_answers(
         bar.advance(done)
         bar._print()
     line = capsys.readouterr().out.splitlines()[1]
-    assert line.startswith(f"  sample: {done}/{total} prompts, ") and line.endswith(" left") == told
+    rate = rf", {done / 60:.2g}/s, [\d:]+ left" if told else ""
+    assert re.fullmatch(rf"  sample: {done}/{total} prompts{rate}", line)

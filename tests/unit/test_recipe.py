@@ -331,7 +331,7 @@ def test_override_replaces_a_list_entry_and_makes_sections() -> None:
     [
         ("name: [", "not valid YAML"),
         ("- a", "a recipe is a mapping of keys; this is list"),
-        ("", "a recipe is a mapping of keys; this is NoneType"),
+        ("", "this file is empty; `align init quickstart` copies a recipe here"),
         ("name: !!python/object:os.system x", "not valid YAML"),
         ("{[a]: b}", "not valid YAML"),
     ],

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from align.core.errors import StepError, UserError
-from align.reward_bench import reward_bench
+from align.reward_bench import chance_correlation, reward_bench
 from reward.held_out import (
     REWARD_BENCH_SECTIONS,
     ScoredPair,
@@ -139,6 +139,13 @@ def write(path: Path, count: int = 40, subsets: tuple[str, ...] = ("math-prm", "
     return path
 
 
+def test_few_pairs_do_not_speak_of_length(tmp_path: Path) -> None:
+    few = reward_bench(Rule(len), write(tmp_path / "pairs.jsonl", count=3), say=lambda line: None)
+    assert few["margin_length_correlation"] == 1.0 and not any("prefers longer" in line for line in few["warnings"])
+    # 0.63 for ten: the table of critical values of Pearson's r, two-sided 5 %.
+    assert chance_correlation(10) == pytest.approx(0.63, abs=0.01) and chance_correlation(3) == 1.0
+
+
 def test_a_model_of_length_alone_is_seen_through(tmp_path: Path, capsys: Any) -> None:
     lines: list[str] = []
     out = tmp_path / "out.json"
@@ -149,7 +156,9 @@ def test_a_model_of_length_alone_is_seen_through(tmp_path: Path, capsys: Any) ->
     assert "always prefers the longer answer would have 0.750" in "\n".join(lines)
     warnings = [line for line in lines if line.startswith("warning")]
     assert len(warnings) == 3 and "25.0% of pairs tie" in warnings[0] and "prefers longer answers" in warnings[2]
-    assert lines[0].endswith("hold no usable pair: 1 not_json") and found["rejects"] == {"not_json": 1}
+    assert lines[0].endswith("hold no usable pair: 1 not_json; the first begins 'no pair'") and found["rejects"] == {
+        "not_json": 1
+    }
     # i % 4 is even for math-prm: half of its pairs tie, and none of hep-go's.
     assert found["subsets"]["math-prm"]["accuracy"] == 0.5 and found["subsets"]["hep-go"]["accuracy"] == 1.0
     table = {line.split()[0]: line.split() for line in lines}
@@ -200,7 +209,7 @@ def test_what_the_user_can_mend_is_said_before_scoring(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
     with pytest.raises(UserError, match=r"no usable pair \(1 chosen_equals_rejected"):
         reward_bench(rule, path, say=print)
-    with pytest.raises(UserError, match="no model that transformers can load"):
+    with pytest.raises(UserError, match="no such folder"):
         reward_bench(tmp_path / "nothing", write(path), say=print)
     assert rule.seen == []
 
