@@ -11,6 +11,7 @@ scoring sees; weights stay fp32, and bf16 is autocast only.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
@@ -22,6 +23,7 @@ from typing import Any
 from align.core.chat import ChatError
 from align.core.errors import StepError, UserError
 from align.core.hashing import derive_seed
+from align.core.heap import return_free_memory
 from align.core.pacing import SaveByClock
 from align.core.rows import Message, RewardPair
 from reward.classifier import PRECISIONS, Classifier, keep_head_exact, load_classifier, score_head
@@ -90,16 +92,19 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(whole)[1] if whole else None
 
 
-def _progress_callback(on_step: OnStep | None) -> Any:
-    """A Trainer callback that reports each step's loss."""
+def _step_callback(on_step: OnStep | None) -> Any:
+    """A Trainer callback that reports each step's loss, and begins each step without memory that no tensor uses."""
     from transformers import TrainerCallback
 
-    class ReportStep(TrainerCallback):
+    class EachStep(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            return_free_memory()
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if on_step is not None and logs and "loss" in logs:
                 on_step(state.global_step, state.max_steps, float(logs["loss"]))
 
-    return ReportStep()
+    return EachStep()
 
 
 def training_order(lengths: Sequence[int], batch_size: int, epochs: int, seed: int) -> list[int]:
@@ -223,7 +228,7 @@ def _run(
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=encoder.tokenizer,
-        callbacks=[_progress_callback(on_step), *([SaveByClock()] if save_steps is None else [])],
+        callbacks=[_step_callback(on_step), *([SaveByClock()] if save_steps is None else [])],
     )
     trainer.remove_callback(PrinterCallback)
     resume = newest_checkpoint(checkpoint_dir)
@@ -231,15 +236,18 @@ def _run(
     return trainer.state
 
 
-def _save(model: Any, encoder: Encoder, output: Path, precision: str) -> None:
-    """Weights, tokenizer with template, and the golden scores that every later use is compared with.
-
-    In fp32, and in `precision` too where that is another.
-    """
+def _save(model: Any, encoder: Encoder, output: Path) -> None:
+    """Weights, and the tokenizer with its template."""
     output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(output))
     encoder.tokenizer.save_pretrained(str(output))
-    # Read back, since accelerate has wrapped the forward pass of the trained model in autocast.
+
+
+def _write_golden(encoder: Encoder, output: Path, precision: str) -> None:
+    """The golden scores that every later use is compared with: in fp32, and in `precision` too where that is another.
+
+    Of the model read back, since accelerate has wrapped the forward pass of the trained one in autocast.
+    """
     for kept in dict.fromkeys(("fp32", precision)):
         loaded = Classifier.load(output, precision=kept, max_length=encoder.max_length)
         write_golden(output, golden_scores(loaded), precision=kept)
@@ -339,7 +347,12 @@ def train_reward_model(
             f"the reward model's loss is not finite ({losses[-1] if losses else 'no step'}); lower learning_rate"
         )
     last = losses[-10:]
-    _save(model, encoder, output, precision)
+    _save(model, encoder, output)
+    # The trainer, whose parts refer to each other, still holds gradients and Adam's moments.
+    del model
+    gc.collect()
+    return_free_memory()
+    _write_golden(encoder, output, precision)
     saved = Classifier.load(output, precision=precision, max_length=max_length)
     return {
         "pairs_train": len(train),
