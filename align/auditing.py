@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from align.core.artifact import Artifact, read_rows, write_json
 from align.core.errors import UserError
 from align.core.rows import Preference, Response, Score
-from align.report.artifacts import ROLES, at, read_recipe
+from align.report.artifacts import ROLES, at, folder_of, read_recipe
 from align.report.audit import write_audit_page
 from align.report.headline import percent
 from data_gen.eliminators import is_refusal
@@ -75,8 +75,10 @@ def audit_stage(folder: Path) -> tuple[dict[str, Any], list[Finding]]:
     pair = at(spec, "pair") or {}
     rule = Rule(pair.get("agreement", "gap"), pair.get("threshold"), pair.get("null_quantile"), pair.get("top_k", 2))
     agreements = _table(folder, [*AGREEMENT_COLUMNS, rule.measure], "agreement/*.parquet")
+    sampled = [stage.parent / folder_of(step) for step in artifact.manifest.inputs if ".sample." in step]
+    sampled = sampled or sorted(path for path in (stage / "sample").glob("*") if path.is_dir())
     audited = audit(
-        map(pair_of, read_rows(folder, Preference)), agreements, _points(stage), refuses=is_refusal, rule=rule,
+        map(pair_of, read_rows(folder, Preference)), agreements, _points(stage, sampled), refuses=is_refusal, rule=rule,
         on_policy={str(at(spec, "init"))} if at(spec, "init") else (),
     )  # fmt: skip
     return audited, findings(audited, at(pair, "audit", "limits") or {})
@@ -97,10 +99,13 @@ def _table(folder: Path, columns: Sequence[str], pattern: str = "data/*.parquet"
         raise UserError(f"{folder}: cannot be read ({str(error).splitlines()[0]}); run the step anew") from None
 
 
-def _points(stage: Path) -> Points:
-    """Every sampled response of a stage with both scores; collected pairs, two responses each, are left out."""
+def _points(stage: Path, sampled: Sequence[Path]) -> Points:
+    """Every sampled response of a stage with both scores; collected pairs, two responses each, are left out.
+
+    In the order in which the step read them, since that decides which shuffles chance is counted over.
+    """
     parts = []
-    for folder in sorted(path for path in (stage / "sample").glob("*") if path.is_dir()):
+    for folder in sampled:
         Artifact(folder).check(Response)
         for path in sorted(folder.glob("data/*.parquet")):
             table = pq.read_table(path, columns=[*POINT_COLUMNS, "text"])
@@ -181,7 +186,8 @@ def _set_lines(audited: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     groups = [("file", kept["by_file"].items()), ("language", kept["by_lang"].items()), ("topic", topics[:LISTED])]
     for kind, entries in groups:
         for key, entry in entries:
-            yield kind, f"{key or '(none)'}: kept {entry['kept']:,} of {entry['asked']:,}; rejected: {_reasons(entry)}"
+            of = f"{entry['kept']:,} of {entry['asked']:,} asked for"
+            yield kind, f"{key or '(none)'}: kept {of}; rejected: {_reasons(entry)}"
     if len(topics) > LISTED:
         yield "topic", f"{len(topics) - LISTED:,} others, of which a larger share was kept"
 
@@ -195,8 +201,8 @@ def _judge_lines(audited: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             "agreement",
             f"{agreement['measure']}{limit}: {percent(agreement['passed_share'], 1)} of {agreement['compared']:,} compared "
-            f"pass, {percent(agreement['chance_share'], 1)} by chance; at most {percent(agreement['chance_among_kept'])} of "
-            f"the kept are chance",
+            f"prompts pass, {percent(agreement['chance_share'], 1)} by chance; at most "
+            f"{percent(agreement['chance_among_kept'])} of the kept are chance",
         )
     if responses:
         between, of = responses["between"]["all"], responses["spearman_length"]

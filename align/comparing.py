@@ -208,7 +208,8 @@ def _shared(sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
 
 
 def _training(sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
-    """Loss, accuracy and margin at the end of each training: of pairs that were examined, or of a reward model's test."""
+    """Loss, accuracy and margin at the end of each training, all of the examples that were examined; of a reward model, the
+    loss of its training, and the others of its held-out pairs."""
     names = dict.fromkeys(name for side in sides for name in side.steps)
     for name in names:
         reward = name.startswith("reward.") and name != "reward.data"
@@ -218,8 +219,7 @@ def _training(sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
         for letter, side in zip(SIDES, sides, strict=True):
             last = side.metrics(name) if reward else side.metrics(name, "examined", -1)
             keys = ("final_loss", "accuracy", "mean_margin") if reward else ("loss", "accuracy", "margin")
-            values = (at(last, keys[0]) if reward else side.metrics(name, "loss"), *(at(last, key) for key in keys[1:]))
-            entry[letter] = dict(zip(("loss", "accuracy", "margin"), values, strict=True))
+            entry[letter] = {name: at(last, key) for name, key in zip(("loss", "accuracy", "margin"), keys, strict=True)}
         yield entry
 
 

@@ -16,6 +16,7 @@ from align.core.rows import LOWER_IS_BETTER
 from align.recipe.base import RESERVED, SFT_MODEL
 from align.recipe.schema import Recipe
 from align.report.artifacts import at, read_recipe
+from align.report.estimates import compared_items
 from align.steps.outside import model_path
 
 Say = Callable[[str], None]
@@ -140,12 +141,6 @@ def _change(of: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     """A model's change against the first with its interval, and over how many items where one of the means is over more."""
     count = compared_items(of, first)
     return interval(of["change"]) + (f" on {count}" if count is not None else "")
-
-
-def compared_items(of: Mapping[str, Any], first: Mapping[str, Any]) -> int | None:
-    """Items that both a model and the first have a grade for; None where these are all that either mean is over."""
-    count = at(of["change"], "items")
-    return count if count is not None and {of["items"], first["items"]} != {count} else None
 
 
 def interval(value: Mapping[str, Any] | None, *, percent: bool = False) -> str:

@@ -24,8 +24,10 @@ from align.core.artifact import Manifest, write_text
 from align.core.errors import UserError
 from align.core.hashing import file_sha256
 from align.core.rows import LOWER_IS_BETTER
-from align.evaluating import compared_items, divergence_name
+from align.evaluating import divergence_name
 from align.report.artifacts import GOLD, ROLES, at, columns_of, read_recipe, record, stands
+from align.report.estimates import compared_items
+from align.report.glossary import LOSSES
 
 Say = Callable[[str], None]
 CARD = "README.md"
@@ -63,6 +65,11 @@ class Trained:
     def loss(self) -> str:
         """sft, dpo, ..."""
         return str(self.options.get("loss") or "sft")
+
+    @property
+    def loss_name(self) -> str:
+        """SFT, DPO, SimPO, ..."""
+        return LOSSES.get(self.loss, self.loss)
 
 
 def write_model_cards(run_dir: Path, say: Say | None = None) -> list[Path]:

@@ -38,6 +38,7 @@ OPENING_CHARS = 400  # of a text, in which its first words are looked for
 TOP_OPENINGS = 5
 REFUSALS_READ = 5000  # pairs: a text takes a millisecond or so, and the standard error of the share is below 0.01
 BINS = 24
+FAR_OFF = 2.0  # times as wide as the middle 98 % of the values is a range that does not fit into its bins
 AGREEMENT_EDGES = np.linspace(-1.05, 1.05, 22)  # bins whose middles are -1, -0.9, ..., 1
 # Outcomes that say that the validator's order was not good enough; later ones are about other things.
 DISAGREED = ("validator_tie", "validator_disagrees", "agreement_below_threshold", "too_few_for_null_quantile")
@@ -149,16 +150,25 @@ def audit(
 
 
 def histogram(values: NDArray[np.float64]) -> dict[str, Any] | None:
-    """Counts in `BINS` equal bins over the middle 98 %; what lies outside is counted in the outermost bins."""
+    """Counts in `BINS` equal bins over the whole range, which `low` and `high` tell.
+
+    Where few values far off would leave the others no bins, the bins are over the middle 98 %, and the outermost ones hold
+    what lies beyond.
+    """
     values = values[np.abs(values) < LARGEST]
     if not len(values):
         return None
-    low, high = (float(v) for v in np.quantile(values, [0.01, 0.99]))
+    least, low, high, most = (float(v) for v in np.quantile(values, [0, 0.01, 0.99, 1]))
+    if most - least <= FAR_OFF * (high - low):
+        low, high = least, most
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = max(0.5, 0.1 * abs(low))
         low, high = low - room, high + room
     counts, edges = np.histogram(np.clip(values, low, high), bins=BINS, range=(low, high))
-    return {"edges": [plain(e) for e in edges], "counts": counts.tolist(), "mean": plain(values.mean())}
+    return {
+        "edges": [plain(e) for e in edges], "counts": counts.tolist(), "mean": plain(values.mean()), "low": plain(least),
+        "high": plain(most),
+    }  # fmt: skip
 
 
 def _of_pairs(

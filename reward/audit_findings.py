@@ -111,7 +111,7 @@ def _suspects(audited: Mapping[str, Any]) -> Iterator[Suspect]:
         passed, chance = agreement["passed_share"], agreement["chance_share"]
         yield (
             "agreement_is_chance", chance / passed if passed else None, agreement["compared"] >= MIN_FOR_CHANCE,
-            f"The validator agreed on {_percent(passed, 1)} of {agreement['compared']:,} compared pairs; with its scores "
+            f"The validator agreed on {_percent(passed, 1)} of {agreement['compared']:,} compared prompts; with its scores "
             f"shuffled it agrees on {_percent(chance, 1)}. What was kept may be chance: raise the "
             f"threshold or change the validator.",
         )  # fmt: skip

@@ -292,7 +292,10 @@ def _warning(lc: float, raw: Mapping[str, float | None], gap: Floats) -> str:
     mean, low, high = raw["mean"], raw["low"], raw["high"]
     found = []
     if mean is not None and abs(lc - mean) > FAR:
-        found.append(f"the length-controlled rate is {abs(lc - mean):.1f} points from the raw rate")
+        side = "lower" if lc < mean else "higher"
+        found.append(
+            f"the length-controlled rate, {lc:.1f} %, is {abs(lc - mean):.1f} points {side} than the raw, {mean:.1f} %"
+        )
     elif low is not None and high is not None and not low <= lc <= high:
         found.append("the length-controlled rate is outside the raw rate's interval")
     if gap.min() > 0 or gap.max() < 0:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from align.core.artifact import write_text
-from align.report.artifacts import ROLES
+from align.report.artifacts import ROLES, at
 from align.report.charts import (
     HEIGHT,
     Bar,
@@ -27,8 +27,10 @@ from align.report.charts import (
     nothing,
     ticks,
 )
+from align.report.glossary import MEASURES, meanings
 from align.report.headline import percent
 from align.report.page import number, share
+from align.report.stages import funnel_title
 from reward.audit import Finding
 
 AGREEMENT_TICKS = (-1.2, -0.8, -0.4, 0.0, 0.4, 0.8, 1.2)  # round ones would leave a third of the axis empty
@@ -54,8 +56,15 @@ def write_audit_page(path: Path, title: str, audited: Mapping[str, Any], found: 
         audited=audited,
         findings=found,
         sections=_sections(audited),
+        reasons=meanings(_reasons(audited["kept"])),
+        measure=MEASURES.get(at(audited, "agreement", "measure"), ""),
     )
     write_text(path, page + "\n")
+
+
+def _reasons(kept: Mapping[str, Any]) -> list[str]:
+    """Why something was not kept, of sampled pairs and of files."""
+    return [*kept["reasons"], *(reason for entry in kept["by_file"].values() for reason in entry["reasons"])]
 
 
 def _sections(audited: Mapping[str, Any]) -> list[tuple[str, list[Markup]]]:
@@ -66,7 +75,8 @@ def _sections(audited: Mapping[str, Any]) -> list[tuple[str, list[Markup]]]:
         ("Whose answers", model_charts(audited["models"])),
         (
             "Do the reward models agree, and is it more than chance",
-            ([agreement_chart(agreement)] if agreement else []) + ([both_chart(responses["both"])] if responses else []),
+            ([agreement_chart(agreement, pairs["count"] + kept["dropped_later"])] if agreement else [])
+            + ([both_chart(responses["both"])] if responses else []),
         ),
         (
             "What do they go by",
@@ -87,6 +97,7 @@ def binned(
     outline: tuple[str, Sequence[float]] | None = None,
     guide: tuple[float, str] | None = None,
     x_ticks: Sequence[float] | None = None,
+    note: str = "",
 ) -> Markup:
     """Counts that are already in equal bins, groups stacked, with another distribution as a line over them.
 
@@ -99,6 +110,7 @@ def binned(
         outline: its name and K numbers in the groups' unit.
         guide: a vertical line and its name.
         x_ticks: marks of the axis, else round numbers that cover the edges.
+        note: under the figure.
     """
     totals = [sum(column) for column in zip(*(counts for _, counts, _ in groups), strict=True)]
     tallest = max([*totals, *(outline[1] if outline else ())], default=0)
@@ -122,7 +134,18 @@ def binned(
         legend.append((outline[0], "c-base"))
     if guide:
         parts += guide_x(x, *guide)
-    return figure(title, parts, HEIGHT, legend)
+    return figure(title, parts, HEIGHT, legend, note)
+
+
+def beyond(counted: Mapping[str, Any]) -> str:
+    """What the outermost bins hold besides their own, where the values reach beyond the edges."""
+    low, high = counted.get("low"), counted.get("high")
+    found = []
+    if low is not None and low < counted["edges"][0]:
+        found.append(f"the first bin holds all below, down to {number(low)}")
+    if high is not None and high > counted["edges"][-1]:
+        found.append(f"the last bin holds all above, up to {number(high)}")
+    return "; ".join(found)
 
 
 def heat_map(title: str, counts: Sequence[Sequence[int]], limit: float, *, x_label: str, y_label: str) -> Markup:
@@ -148,11 +171,14 @@ def heat_map(title: str, counts: Sequence[Sequence[int]], limit: float, *, x_lab
     )
 
 
-def agreement_chart(agreement: Mapping[str, Any]) -> Markup:
-    """The measure of all compared pairs, and what unrelated models would have."""
+def agreement_chart(agreement: Mapping[str, Any], kept: int) -> Markup:
+    """The measure of each compared prompt's first pair, and what unrelated models would have."""
     threshold = agreement["threshold"]
+    shown = sum(agreement["kept"])
+    others = f" The other {kept - shown:,} of the {kept:,} kept are further pairs of a prompt, or collected ones, for which "
+    others += "unrelated models would look otherwise."
     return binned(
-        f"Agreement of compared pairs ({agreement['measure']})",
+        f"Agreement of each compared prompt's first pair ({agreement['measure']})",
         agreement["edges"],
         [("kept", agreement["kept"], "c-good"), ("dropped", agreement["dropped"], "c-bad")],
         x_label=f"agreement ({agreement['measure']})",
@@ -160,6 +186,7 @@ def agreement_chart(agreement: Mapping[str, Any]) -> Markup:
         outline=("unrelated models", agreement["null"]),
         guide=None if threshold is None else (threshold, f"threshold {threshold:g}"),
         x_ticks=AGREEMENT_TICKS,
+        note=f"{shown:,} of {agreement['compared']:,} kept." + (others if kept > shown else ""),
     )
 
 
@@ -190,6 +217,7 @@ def margin_chart(role: str, margins: Mapping[str, Any]) -> Markup:
     return binned(
         f"Margin by the {role}", margins["edges"], [(role, margins["counts"], f"c-{role}")],
         x_label="score of chosen − score of rejected", y_label="pairs", guide=(margins["mean"], "mean"),
+        note=beyond(margins),
     )  # fmt: skip
 
 
@@ -199,7 +227,9 @@ def gap_chart(gaps: Mapping[str, Any] | None, unit: str) -> Markup:
     if gaps is None:
         return nothing(title)
     groups = [("pairs", gaps["counts"], "c-data")]
-    return binned(title, gaps["edges"], groups, x_label=f"{unit} more", y_label="pairs", guide=(0.0, "equal"))
+    return binned(
+        title, gaps["edges"], groups, x_label=f"{unit} more", y_label="pairs", guide=(0.0, "equal"), note=beyond(gaps)
+    )
 
 
 def reason_chart(kept: Mapping[str, Any]) -> Markup:
@@ -209,12 +239,14 @@ def reason_chart(kept: Mapping[str, Any]) -> Markup:
     for reason, n in list(kept["reasons"].items())[:MOST_BARS]:
         left -= n
         items.append(Bar(f"without {reason}", left, f"−{n:,} → {left:,}", "c-data", kept["asked"]))
-    return bars("From prompts to pairs" if kept["prompts"] else "From rows to pairs", items)
+    title = funnel_title(kept["asked"], kept["prompts"], kept["asked"]) if kept["prompts"] else "From rows to pairs"
+    return bars(title, items)
 
 
 def group_charts(kept: Mapping[str, Any]) -> list[Markup]:
     """Kept share by language and by topic, the lowest first, where there are several."""
     charts = []
+    what = "prompts" if kept["asked"] == kept["prompts"] else "pairs asked for" if kept["prompts"] else "rows"
     for kind, name in (("language", "by_lang"), ("topic", "by_topic")):
         entries = sorted(kept[name].items(), key=lambda item: item[1]["kept"] / item[1]["asked"])
         items = [
@@ -223,7 +255,7 @@ def group_charts(kept: Mapping[str, Any]) -> list[Markup]:
         ]
         more = f", the lowest {MOST_BARS} of {len(entries):,}" if len(entries) > MOST_BARS else ""
         if len(items) > 1:
-            charts.append(bars(f"Kept by {kind}{more}", items))
+            charts.append(bars(f"Kept of the {what} by {kind}{more}", items))
     return charts
 
 

@@ -204,7 +204,13 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, x_label: str, y_label: str, guide: tuple[float, str] | None = None
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    guide: tuple[float, str] | None = None,
+    note: str = "",
 ) -> Markup:
     """Lines over a shared axis; `guide` is a horizontal line with its name. A line of one point is a dot."""
     lines = [(s, thin(_finite_points(s.points))) for s in series]
@@ -223,7 +229,7 @@ def line_chart(
             parts.append(Markup('<polyline class="line {}" points="{}"/>').format(s.color, path))
     if guide:
         parts += _guide_y(y, *guide)
-    return figure(title, parts, HEIGHT, [(s.name, s.color) for s, _ in lines] if len(lines) > 1 else [])
+    return figure(title, parts, HEIGHT, [(s.name, s.color) for s, _ in lines] if len(lines) > 1 else [], note)
 
 
 def scatter(title: str, series: Sequence[Series], *, x_label: str, y_label: str, note: str = "") -> Markup:

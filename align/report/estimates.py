@@ -6,8 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align.report.artifacts import at
+
 MINUS = "\N{MINUS SIGN}"
 LOWEST_P = 0.001
+
+
+def compared_items(of: Mapping[str, Any], first: Mapping[str, Any]) -> int | None:
+    """Items that both a model and the first have a grade for; None where these are all that either mean is over."""
+    count = at(of["change"], "items")
+    return count if count is not None and {of["items"], first["items"]} != {count} else None
 
 
 def decimals(low: float | None, high: float | None, *, otherwise: int = 2) -> int:

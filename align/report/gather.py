@@ -25,6 +25,7 @@ from align.report.artifacts import (
 )
 from align.report.coverage import gather_coverage
 from align.report.evaluation import gather_best_of_n
+from align.report.glossary import measured_by_gold
 from align.report.stages import Evaluation, Stage, gather_evaluation, gather_stages
 from align.report.suites import Suite, gather_suites, run_steps
 from data_gen.coverage import Coverage
@@ -151,6 +152,7 @@ class RunData:
     evolution: dict[str, Any] | None
     reward_data: dict[str, Any] | None
     reward_models: list[RewardModel]
+    gold: str
     stages: list[Stage]
     evaluation: Evaluation | None
     best_of_n: dict[int, list[dict[str, Any]]]
@@ -178,6 +180,7 @@ def gather(run_dir: Path, name: str) -> RunData:
         evolution=metrics.get("evolve"),
         reward_data=metrics.get("reward.data"),
         reward_models=[_reward_model(s) for n, s in steps.items() if n.startswith("reward.") and n != "reward.data"],
+        gold=measured_by_gold(recipe),
         stages=gather_stages(run_dir, recipe),
         evaluation=gather_evaluation(run_dir),
         best_of_n=gather_best_of_n(run_dir, num_stages(run_dir, recipe)),

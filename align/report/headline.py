@@ -25,6 +25,16 @@ def percent(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
+def by_length(longer: float) -> tuple[float, str]:
+    """What going by length alone could reach, and the answer it would prefer: "longer" or "shorter".
+
+    Args:
+        longer: share of pairs whose chosen answer is the longer one.
+    """
+    # Of the other pairs some may be equally long, so for the shorter answer this is the most that it can reach.
+    return max((longer, "longer"), (1 - longer, "shorter"))
+
+
 def verdict(rate: Mapping[str, float | None] | None) -> str:
     """up or down where the whole interval lies above or below 50 %; open where it does not; none without an interval."""
     low, high = at(rate, "low"), at(rate, "high")
@@ -121,23 +131,24 @@ def watch(run: RunData) -> list[str]:
             )
     for model in run.reward_models:
         accuracy, longer = model.metrics.get("accuracy"), model.metrics.get("longer_is_chosen")
-        if accuracy is not None and longer is not None and accuracy <= max(longer, 1 - longer) + 0.02:
+        if accuracy is not None and longer is not None and accuracy <= by_length(longer)[0] + 0.02:
+            reach, preferred = by_length(longer)
             found.append(
-                f"The {model.role} is right on {percent(accuracy)} of held-out pairs; length alone would reach "
-                f"{percent(max(longer, 1 - longer))}."
+                f"The {model.role} is right on {percent(accuracy)} of held-out pairs; preferring the {preferred} answer "
+                f"alone would reach {'up to ' if preferred == 'shorter' else ''}{percent(reach)}."
             )
     for stage in run.stages:
         if stage.pair is None:
             continue
-        share = stage.pair.metrics.get("chosen_longer_share")
+        share, of = stage.longer
         if share is not None and not 0.25 <= share <= 0.75:
             found.append(
-                f"Stage {stage.number}: the chosen answer is the longer one in {percent(share)} of {stage.pair.rows} pairs, "
+                f"Stage {stage.number}: the chosen answer is the longer one in {percent(share)} of {of}, "
                 "a length bias that training will pick up."
             )
-        if stage.pair.rows < 100:
+        if stage.pairs_trained < 100:
             found.append(
-                f"Stage {stage.number} trains on {stage.pair.rows} pairs: enough to exercise it, few to learn from."
+                f"Stage {stage.number} trains on {stage.pairs_trained} pairs: enough to exercise it, few to learn from."
             )
     return found
 

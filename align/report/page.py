@@ -18,8 +18,9 @@ from align.report.coverage import coverage_view
 from align.report.difficulty import difficulty_view
 from align.report.evaluation import evaluation_view
 from align.report.gather import RunData, cut, gather, reasons_of
-from align.report.headline import claims, percent, unfinished, watch
-from align.report.stages import Stage
+from align.report.glossary import LOSSES, MEASURES, WORDS, meaning
+from align.report.headline import by_length, claims, percent, unfinished, watch
+from align.report.stages import Stage, funnel_title
 
 TEXT_CHARS = 900  # of a message that are shown
 PALETTE = 6  # model colours in style.css, besides the base model's grey
@@ -52,6 +53,7 @@ def render(run: RunData) -> str:
     )
     environment.filters |= {
         "percent": share, "number": number, "seconds": seconds, "bytes": file_size, "cut": cut, "plain": plain,
+        "by_length": by_length, "meaning": meaning, "loss_name": lambda loss: LOSSES.get(loss, loss),
     }  # fmt: skip
     colors = model_colors(run)
     style = "".join(loader.get_source(environment, name)[0] for name in ("style.css", "evaluation.css"))
@@ -69,6 +71,7 @@ def render(run: RunData) -> str:
         subset_chart=subset_chart(run),
         stages=[stage_view(stage, colors) for stage in run.stages],
         evaluated=evaluation_view(run.evaluation, run.stages, run.best_of_n, run.suites),
+        words=WORDS | {stage.measure: MEASURES[stage.measure] for stage in run.stages if stage.measure in MEASURES},
         colors=colors,
         text_chars=TEXT_CHARS,
     )
@@ -132,12 +135,18 @@ def _line(history: Iterable[dict[str, Any]], key: str) -> list[tuple[float, floa
 
 
 def train_charts(metrics: dict[str, Any], loss: str) -> list[Markup]:
-    """Loss over steps, and for pairs also margins, accuracy and log-probabilities."""
+    """Loss over steps, and for pairs also margins, accuracy and log-probabilities; each step is of its own batch."""
     history = metrics.get("history", [])
     guide = (math.log(2), "ln 2") if loss == "dpo" or metrics.get("same_weights") else None
     unit = "nats per token" if loss == "nll" else "loss (nats)"
     charts = [
-        line_chart("Loss", [Series("loss", _line(history, "loss"), "c-loss")], x_label="step", y_label=unit, guide=guide)
+        line_chart(
+            "Loss of each step's batch",
+            [Series("loss", _line(history, "loss"), "c-loss")],
+            x_label="step",
+            y_label=unit,
+            guide=guide,
+        )
     ]
     if not any("margin" in entry for entry in history):
         return charts
@@ -151,10 +160,14 @@ def train_charts(metrics: dict[str, Any], loss: str) -> list[Markup]:
         Series("rejected", _line(history, "rejected_logps"), "c-bad"),
     ]
     accuracy = [Series("accuracy", _line(history, "accuracy"), "c-loss")]
+    tied = metrics.get("same_weights") and history[0].get("margin") == 0
+    ties = "Step 1 is before any update, when every margin is 0: ties, which count as wrong." if tied else ""
     return [
         *charts,
         line_chart("Implicit rewards and their margin", rewards, x_label="step", y_label="reward", guide=(0.0, "")),
-        line_chart("Pairs ranked rightly", accuracy, x_label="step", y_label="share of pairs", guide=(0.5, "chance")),
+        line_chart(
+            "Pairs ranked rightly", accuracy, x_label="step", y_label="share of pairs", guide=(0.5, "chance"), note=ties
+        ),
         line_chart("Log-probability of whole answers", logps, x_label="step", y_label="nats"),
     ]
 
@@ -181,7 +194,9 @@ def pair_charts(stage: Stage, colors: dict[str, str]) -> list[Markup]:
     for point in stage.points:
         by_model.setdefault(point.model, []).append((point.selector, point.validator))
     if by_model:
-        note = "" if stage.correlation is None else f"Pearson r = {stage.correlation:.2f}"
+        note = "" if stage.correlation is None else f"Pearson's r {stage.correlation:.2f} over all responses"
+        if stage.correlation is not None and stage.correlation_within is not None:
+            note += f", {stage.correlation_within:.2f} within prompts"
         clouds = [Series(model, points, colors.get(model, "c-m0")) for model, points in by_model.items()]
         title = "Every sampled response under both reward models"
         charts.append(scatter(title, clouds, x_label="selector score", y_label="validator score", note=note))
@@ -193,14 +208,17 @@ def pair_charts(stage: Stage, colors: dict[str, str]) -> list[Markup]:
         lost = stage.funnel[i - 1][1] - left if i else 0
         name, note = (label, f"{left:,}") if not i else (f"without {label}", f"−{lost:,} → {left:,}")
         lines.append(Bar(name, left, note, "c-data", total))
-    charts.append(bars("From prompts to pairs", lines))
+    charts.append(bars(funnel_title(total, stage.prompts.asked, stage.prompts.pairs_asked), lines))
     guide = None if stage.threshold is None else (float(stage.threshold), f"threshold {stage.threshold:g}")
     agreement = [Values("kept pairs", stage.columns["agreement"], "c-good")]
     charts.append(
         histogram(f"Agreement of kept pairs ({stage.measure})", agreement, x_label=f"agreement ({stage.measure})",
                   y_label="pairs", within=(0.0, 1.0), guide=guide)
     )  # fmt: skip
-    taus = [Values("kept", stage.columns["kendall_tau"], "c-good"), Values("rejected", stage.rejected_tau, "c-bad")]
+    taus = [
+        Values("with a pair", stage.prompts.paired_tau, "c-good"),
+        Values("without a pair", stage.prompts.other_tau, "c-bad"),
+    ]
     charts.append(
         histogram("Rank agreement of all compared prompts", taus, x_label="Kendall's tau", y_label="prompts", within=(-1, 1))
     )

@@ -35,6 +35,18 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """The prompts that a stage sampled, each once: how many, the pairs asked of them all, how many gave one or more, and
+    Kendall's tau of each where it is defined."""
+
+    asked: int = 0
+    pairs_asked: int = 0
+    paired: int = 0
+    paired_tau: list[float] = field(default_factory=list)
+    other_tau: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Stage:
     """One preference stage, as far as it has run."""
 
@@ -49,14 +61,34 @@ class Stage:
     pair_folder: Path
     funnel: list[tuple[str, int]]
     columns: dict[str, list[Any]]
-    rejected_tau: list[float]
+    prompts: Prompts
     measure: str
     threshold: float | None
     pairs: list[dict[str, Any]]
+    audit: dict[str, Any]
     findings: list[dict[str, Any]]
     audited: bool
     train: Manifest | None
     missing: list[str]
+
+    @property
+    def longer(self) -> tuple[float | None, str]:
+        """How often the chosen answer is the longer one, and of which pairs: as the audit counts, where there is one."""
+        length = at(self.audit, "pairs", "length")
+        if length:
+            return length["chosen_longer"], f"{length['unequal']:,} pairs of unequal length"
+        return (at(self.pair.metrics, "chosen_longer_share"), f"{self.pair.rows:,} pairs") if self.pair else (None, "")
+
+    @property
+    def correlation_within(self) -> float | None:
+        """Pearson's r of the two reward models within prompts, as the audit has it."""
+        found = at(self.audit, "responses", "between", "all", "pearson")
+        return None if found is None else float(found)
+
+    @property
+    def pairs_trained(self) -> int:
+        """Pairs that are not held out of training."""
+        return 0 if self.pair is None else int(at(self.pair.metrics, "by_split", "train") or self.pair.rows)
 
 
 @dataclass(frozen=True)
@@ -88,6 +120,8 @@ def _stage(run_dir: Path, recipe: Mapping[str, Any], k: int) -> Stage:
     samples = [(n.split(".", 2)[2], s.manifest) for n, s in steps.items() if ".sample." in n and s.manifest]
     points = response_points(run_dir, k) if all(steps[f"stage{k}.score.{r}"].manifest for r in ROLES) else []
     pair = steps[f"stage{k}.pair"]
+    prompts = _prompts(pair.folder) if pair.manifest else Prompts()
+    audited = _audit(pair.folder) if pair.manifest else {}
     train = dict(at(spec, "train") or {})
     return Stage(
         number=k,
@@ -99,13 +133,14 @@ def _stage(run_dir: Path, recipe: Mapping[str, Any], k: int) -> Stage:
         correlation=correlation(points),
         pair=pair.manifest,
         pair_folder=pair.folder,
-        funnel=pair_funnel(pair.manifest) if pair.manifest else [],
+        funnel=pair_funnel(pair.manifest, prompts.asked) if pair.manifest else [],
         columns=_pair_columns(pair.folder) if pair.manifest else {},
-        rejected_tau=_rejected_tau(pair.folder) if pair.manifest else [],
+        prompts=prompts,
         measure=str(at(spec, "pair", "agreement") or "agreement"),
         threshold=at(spec, "pair", "threshold"),
         pairs=_sample_pairs(pair.folder) if pair.manifest else [],
-        findings=_findings(pair.folder) if pair.manifest else [],
+        audit=audited.get("audit", {}),
+        findings=audited.get("findings", []),
         audited=bool(pair.manifest) and (pair.folder / "audit.html").is_file(),
         train=steps[f"stage{k}.train"].manifest,
         missing=[n for n, s in steps.items() if not s.manifest],
@@ -138,10 +173,24 @@ def correlation(points: Sequence[Point]) -> float | None:
     return float(np.corrcoef(values.T)[0, 1])
 
 
-def pair_funnel(manifest: Manifest) -> list[tuple[str, int]]:
-    """(label, prompts left) from all prompts down to the pairs, in the order of the rules."""
+def funnel_title(asked: int, prompts: int, pairs_asked: int) -> str:
+    """Of the bars from what was asked for down to the pairs; several pairs of a prompt are no prompts.
+
+    Args:
+        asked: for all pairs.
+        prompts: that were sampled.
+        pairs_asked: of these prompts; the others are collected.
+    """
+    if asked == prompts:
+        return "From prompts to pairs"
+    each = f" ({asked // prompts} of each of {prompts:,} prompts)" if prompts and asked == pairs_asked else ""
+    return f"From pairs asked for{each} to pairs"
+
+
+def pair_funnel(manifest: Manifest, prompts: int) -> list[tuple[str, int]]:
+    """(label, pairs left) from all that were asked for down to the pairs, in the order of the rules."""
     left = manifest.asked
-    lines = [("prompts", left)]
+    lines = [("prompts" if left == prompts else "pairs asked for", left)]
     order = {reason: i for i, reason in enumerate(OUTCOMES)}
     for reason, number in sorted(manifest.rejects.items(), key=lambda item: (order.get(item[0], len(order)), item[0])):
         left -= number
@@ -160,21 +209,37 @@ def _pair_columns(folder: Path) -> dict[str, list[Any]]:
     return {"agreement": found["agreement"], "kendall_tau": found["kendall_tau"], **margins}
 
 
-def _rejected_tau(folder: Path) -> list[float]:
-    """Kendall's tau of the pairs that were not kept, where it is defined."""
-    found = scan(folder, ("outcome", "kendall"), "agreement/*.parquet")
-    return [row["kendall"] for row in found if row["outcome"] != "kept" and not math.isnan(row["kendall"])]
+def _prompts(folder: Path) -> Prompts:
+    """The sampled prompts of a stage, each once however many pairs were asked of it."""
+    tau: dict[str, float] = {}
+    paired, pairs_asked = set(), 0
+    for row in scan(folder, ("prompt_id", "outcome", "source", "kendall"), "agreement/*.parquet"):
+        if row["source"] != "sampled":
+            continue
+        pairs_asked += 1
+        if math.isnan(tau.get(row["prompt_id"], math.nan)):  # of all its responses, so the same for each of its pairs
+            tau[row["prompt_id"]] = row["kendall"]
+        if row["outcome"] == "kept":
+            paired.add(row["prompt_id"])
+    defined = {prompt: value for prompt, value in tau.items() if not math.isnan(value)}
+    return Prompts(
+        asked=len(tau),
+        pairs_asked=pairs_asked,
+        paired=len(paired),
+        paired_tau=[value for prompt, value in defined.items() if prompt in paired],
+        other_tau=[value for prompt, value in defined.items() if prompt not in paired],
+    )
 
 
-def _findings(folder: Path) -> list[dict[str, Any]]:
-    """What the audit of a stage's pairs found, worst first; none where there is no audit."""
+def _audit(folder: Path) -> dict[str, Any]:
+    """`audit`, the numbers, and `findings`, worst first, of the audit of a stage's pairs; empty where there is none."""
     try:
-        found = json.loads((folder / "audit.json").read_text("utf-8"))["findings"]
+        found = json.loads((folder / "audit.json").read_text("utf-8"))
+        return {"audit": dict(found["audit"]), "findings": list(found["findings"])}
     except FileNotFoundError:
-        return []
+        return {}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/audit.json: cannot be read ({error}); delete its step's folder and run again") from None
-    return list(found)
 
 
 def _sample_pairs(folder: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from align.report.artifacts import DONE, at, record, step_names
-from align.report.estimates import bounds, listed, shown, side
+from align.report.estimates import bounds, compared_items, listed, shown, side
 from align.report.meter_charts import heat_map
 
 MARKS = ("mt_bench", "logickor")  # kinds whose numbers are a judge's marks from 1 to 10
@@ -37,13 +37,14 @@ class Suite:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model's number: (mean, interval), its change against the first model, whether that is good, bad or open, and how
-    many were not graded, by reason."""
+    """One model's number: (mean, interval), its change against the first model, whether that is good, bad or open, how many
+    were not graded, by reason, and the items that the change is on where these are not all of both."""
 
     value: tuple[str, str]
     change: tuple[str, str] | None = None
     verdict: str = "open"
     failed: list[str] = field(default_factory=list)
+    compared: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ def _rows(suite: Suite, models: Sequence[str]) -> list[SuiteRow]:
     if kind not in (NATS, *MARKS):
         factor, unit = 100.0, "%"
     for metric, of in _metrics(suite).items():
-        cells = [_cell(suite, of[model], factor) if model in of else None for model in models]
+        first = next(iter(of.values()), None)
+        cells = [_cell(suite, of[model], first, factor) if model in of else None for model in models]
         items = f"{suite.metrics.get('items') or 0:,}"
         found.append(SuiteRow(suite.name, metric.replace("_", " "), unit, cells, items))
         if kind == NATS:
@@ -139,13 +141,14 @@ def _rows(suite: Suite, models: Sequence[str]) -> list[SuiteRow]:
     return found
 
 
-def _cell(suite: Suite, found: Mapping[str, Any], factor: float) -> Cell:
+def _cell(suite: Suite, found: Mapping[str, Any], first: Mapping[str, Any] | None, factor: float) -> Cell:
     change = found.get("change")
     return Cell(
         shown(found, factor=factor),
         shown(change, factor=factor, signed=True) if change else None,
         _verdict(suite, change),
         [f"{count:,} {reason}" for reason, count in (found.get("failed") or {}).items()],
+        compared_items(found, first) if change and first else None,
     )
 
 

@@ -433,6 +433,9 @@ def test_histogram_keeps_every_finite_value() -> None:
     values = np.array([*np.linspace(0, 1, 98), 1e9, -1e9, math.nan])
     found = histogram(values)
     assert found is not None and sum(found["counts"]) == 100 and found["edges"][-1] < 1e8
+    assert (found["low"], found["high"]) == (-1e9, 1e9)
+    whole = histogram(np.array([*np.linspace(0.2, 1.0, 19), 2.148]))
+    assert whole is not None and (whole["edges"][0], whole["edges"][-1]) == (0.2, 2.148) and whole["counts"][-1] == 1
     assert histogram(np.array([math.nan])) is None
     assert sum((histogram(np.array([2.0, 2.0])) or {})["counts"]) == 2
 

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -18,9 +19,9 @@ from synthetic_run import HOSTILE, build_run
 
 from align.auditing import audit_command, audit_file, audit_stage
 from align.core.errors import StepError, UserError
-from align.report.audit import binned, heat_map, write_audit_page
+from align.report.audit import agreement_chart, binned, group_charts, heat_map, margin_chart, reason_chart, write_audit_page
 from align.report.charts import TOP
-from reward.audit import audit, findings
+from reward.audit import audit, findings, histogram
 
 VOID = {"meta", "line", "circle", "rect", "polyline"}
 
@@ -101,6 +102,21 @@ def test_rule_limits_and_policy_come_from_the_recipe(stage: Path, tmp_path: Path
     path.unlink()
     with pytest.raises(UserError, match=r"recipe\.yaml"):
         audit_stage(mine / "pair")
+
+
+def test_a_stage_is_audited_over_the_samples_its_pairs_were_made_of(stage: Path, tmp_path: Path) -> None:
+    mine = copied(stage, tmp_path)
+    path = mine / "pair" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    chance = []
+    for order in (("base", "M0"), ("M0", "base")):
+        path.write_text(json.dumps({**manifest, "inputs": {f"stage1.sample.{name}": "" for name in order}}))
+        (mine / "sample" / "of an earlier recipe").mkdir(exist_ok=True)  # holds no finished step
+        audited, _ = audit_stage(mine / "pair")
+        assert list(audited["models"])[:2] == list(order)
+        chance.append(audited["agreement"]["chance_share"])
+    assert chance[0] != chance[1], "the order decides over which shuffles chance is counted"
+    assert chance[1] == audit_stage(stage / "pair")[0]["agreement"]["chance_share"]
 
 
 def test_what_is_no_pair_step_is_said(stage: Path, tmp_path: Path) -> None:
@@ -198,12 +214,12 @@ def test_the_page_shows_every_picture_of_a_stage(stage: Path, tmp_path: Path) ->
     page = Page(tmp_path / "audit.html")
     titles = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"]
     assert titles == [
-        "From prompts to pairs", "Kept by language", titles[2], "Chosen, of all responses of a model",
-        "Rejected, of all responses of a model", "Agreement of compared pairs (gap)",
+        "From prompts to pairs", "Kept of the prompts by language", titles[2], "Chosen, of all responses of a model",
+        "Rejected, of all responses of a model", "Agreement of each compared prompt's first pair (gap)",
         "Both models, sd from the prompt's mean", "Score by length, within prompts",
         "Margin by the selector", "Margin by the validator", "Length of chosen less length of rejected",
     ]  # fmt: skip
-    assert str(titles[2]).startswith("Kept by topic, the lowest 14 of ")
+    assert str(titles[2]).startswith("Kept of the prompts by topic, the lowest 14 of ")
     kept = audited["kept"]
     last = list(kept["reasons"].values())[-1]
     assert f"−{last:,} → {audited['pairs']['count']:,}" in page.text, "the funnel ends at the pairs"
@@ -241,6 +257,24 @@ def test_stacked_bars_and_outline_are_drawn_to_scale() -> None:
     tall = binned("t", [0.0, 1.0], [("a", [11], "c-good")], x_label="x", y_label="y")
     assert float(re.findall(r'rect [^>]* y="([-\d.]+)"', tall)[0]) >= TOP
     assert "no values" in binned("t", [0.0, 1.0], [("a", [0], "c-good")], x_label="x", y_label="y")
+
+
+def test_values_beyond_the_edges_are_said() -> None:
+    near = margin_chart("selector", histogram(np.array([0.1, 0.2, 0.3, 0.5])) or {})
+    assert "bin holds" not in near
+    far = margin_chart("selector", histogram(np.array([*np.linspace(0, 1, 200), 40.0, -7.0])) or {})
+    assert "the first bin holds all below, down to \N{MINUS SIGN}7.00; the last bin holds all above, up to 40.00" in far
+
+
+def test_further_pairs_of_a_prompt_are_pairs_and_no_prompts(stage: Path) -> None:
+    audited, _ = audit_stage(stage / "pair")
+    agreement, kept = audited["agreement"], {**audited["kept"], "asked": 2 * audited["kept"]["prompts"]}
+    count = sum(agreement["kept"])
+    assert f"{count} of {agreement['compared']} kept.</span>" in agreement_chart(agreement, count)
+    assert f"The other 3 of the {count + 3} kept are further pairs of a prompt" in agreement_chart(agreement, count + 3)
+    assert "From prompts to pairs" in reason_chart(audited["kept"])
+    assert f"From pairs asked for (2 of each of {kept['prompts']} prompts) to pairs" in reason_chart(kept)
+    assert "Kept of the pairs asked for by language" in group_charts(kept)[0]
 
 
 def test_heat_map_rows_go_along_x() -> None:

@@ -108,7 +108,7 @@ def build(
     answers = [row(Response, f"s{i}", num_tokens=5) for i in range(3)]
     write(run, "stage1.sample.M0", Response, answers)
     write(run, "stage1.pair", Preference, [row(Preference, f"pair-{name}", prompt_id=f"p-{name}") for name in documents])
-    examined = [{"accuracy": 0.0, "margin": 0.0}, {"accuracy": 0.625, "margin": 2.5}]
+    examined = [{"loss": 0.7, "accuracy": 0.0, "margin": 0.0}, {"loss": 0.5, "accuracy": 0.625, "margin": 2.5}]
     used = [row(TrainedExample, "t")]
     write(run, "stage1.train", TrainedExample, used, {"model/w": b"m"}, loss=0.375, examined=examined, tokens=77)
     return run
@@ -200,7 +200,7 @@ def test_steps_rows_and_training(runs: tuple[Path, Path]) -> None:
     assert shared["prompts of stage1.pair"] == (2, 1, 1)
     assert shared["prompts"] == (None, None, None)
     trained = {of["step"]: of["A"] for of in found["training"]}
-    assert trained["stage1.train"] == {"loss": 0.375, "accuracy": 0.625, "margin": 2.5}
+    assert trained["stage1.train"] == {"loss": 0.5, "accuracy": 0.625, "margin": 2.5}  # all of the same rows
     assert trained["reward.selector"] == {"loss": 0.25, "accuracy": 0.875, "margin": 1.5}
 
 

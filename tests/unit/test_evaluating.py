@@ -13,10 +13,11 @@ import yaml
 from align.core.artifact import StepFolder
 from align.core.errors import UserError
 from align.core.rows import EvalResult, SuiteResult
-from align.evaluating import compared_items, print_tables, with_models
+from align.evaluating import print_tables, with_models
 from align.recipe.load import dump_recipe, load_recipe
 from align.recipe.schema import Recipe
 from align.report.artifacts import folder_of
+from align.report.estimates import compared_items
 
 PROXY = Path(__file__).parents[2] / "recipes" / "proxy.yaml"
 SUITE = "constraints"

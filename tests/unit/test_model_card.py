@@ -179,7 +179,7 @@ def test_what_it_was_made_from_and_with(run: Path) -> None:
     assert "  - Audit, warn: length\\_only. Its pairs teach length." in text
     assert "in stage1.pair: 3 of 5 rows had some and were taken out; searched for sums (16 items)" in text
     assert "| M0 | base | SFT | 2 | 7 | 1234 |" in text
-    assert "| 0.5625 | 0.875 | 1.38 |" in text  # of the last look, not the first
+    assert "| 0.5 | 0.875 | 1.38 |" in text  # of the last look, neither the first nor the last batch
     assert "| lora.rank | 3 |  |" in text
     assert "| beta |  | 0.125 |" in text
     assert f"recipe.yaml: {file_sha256(run / 'recipe.yaml')}" in text
@@ -399,9 +399,9 @@ def test_a_stage_may_begin_at_a_snapshot_or_outside(run: Path) -> None:
         write(run, f"stage{k}.train", TrainedExample, [f"stage{k}.pair", *made], model_files(), loss=0.5)
     paths = write_model_cards(run)
     text = paths[2].read_text()
-    assert "trained from M1@1 with SIMPO" in text
+    assert "trained from M1@1 with SimPO" in text
     assert "| M0 | base |" in text
-    assert "| M2 | M1@1 | SIMPO |" in text
+    assert "| M2 | M1@1 | SimPO |" in text
     text = paths[3].read_text()
     assert front(text)["base_model"] == "far"
     assert "| M0 |" not in text

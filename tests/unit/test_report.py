@@ -26,15 +26,20 @@ from align.core.artifact import Manifest
 from align.core.chat import Chat
 from align.core.errors import StepError, UserError
 from align.core.rows import Preference
+from align.recipe.training import NEEDS_REFERENCE
 from align.report import charts
 from align.report.artifacts import alternate, columns_of, folder_of, num_stages, read_recipe, step_names
 from align.report.charts import Bar, Distribution, Interval, Series, Values
 from align.report.gather import cut, gather, readable_reject
-from align.report.headline import _conclusion, claims, verdict
+from align.report.glossary import LOSSES, MEASURES, REASONS, meaning, measured_by_gold
+from align.report.headline import _conclusion, by_length, claims, verdict
 from align.report.notebook import Run, open_run, render_pair_text, visible
 from align.report.page import TEXT_CHARS, file_size, number, seconds, write_report
-from align.report.stages import Evaluation, correlation, response_points
+from align.report.stages import Evaluation, correlation, funnel_title, response_points
 from align.report.suites import run_steps
+from reward.agreement import MEASURES as AGREEMENTS
+from reward.rules import CHECKS
+from reward.selection import OUTCOMES
 
 VOID = {"meta", "br", "wbr", "line", "circle", "rect", "polyline"}
 
@@ -120,7 +125,7 @@ def test_numbers_of_manifests_appear(page: str, run_dir: Path) -> None:
         assert re.search(rf"{re.escape(one['step'])} [\d.]+ s ?{one['asked']:,} ?{one['rows']:,}", text), one["step"]
     pair = manifest(run_dir, "stage1/pair")
     assert f"{pair['rows']} of {pair['asked']} asked" in text
-    assert f"P(chosen is longer) {100 * pair['metrics']['chosen_longer_share']:.0f} %" in text
+    assert f"of {pair['rows']} pairs {100 * pair['metrics']['chosen_longer_share']:.0f} %" in text
     table = manifest(run_dir, "eval/result")["metrics"]["table"]
     for row in table:
         low, high = row["selector"]["low"], row["selector"]["high"]
@@ -341,6 +346,91 @@ def test_the_pair_funnel_ends_at_the_pairs(run_dir: Path) -> None:
         assert stage.pair is not None
         assert stage.funnel[0][1] == stage.pair.asked and stage.funnel[-1][1] == stage.pair.rows
         assert all(a[1] >= b[1] for a, b in pairwise(stage.funnel))
+
+
+def test_several_pairs_of_a_prompt_are_no_prompts(tmp_path: Path, run_dir: Path) -> None:
+    copy = copied(run_dir, tmp_path)
+    folder = copy / "stage1/pair"
+    first = pq.read_table(folder / "agreement/part-00000.parquet")
+    outcome, tau = (first.schema.get_field_index(name) for name in ("outcome", "kendall"))
+    further = first.set_column(outcome, first.schema.field("outcome"), [["no_further_pair"] * len(first)])
+    further = further.set_column(tau, first.schema.field("kendall"), [[math.nan] * len(first)])
+    pq.write_table(pa.concat_tables([first, further]), folder / "agreement/part-00000.parquet")
+    found = json.loads((folder / "manifest.json").read_text())
+    more = {"asked": found["asked"] + len(first), "rejects": {**found["rejects"], "no_further_pair": len(first)}}
+    found["metrics"].pop("asked_by_topic")  # coverage is not what is looked at
+    (folder / "manifest.json").write_text(json.dumps({**found, **more}))
+    stage = gather(copy, "x").stages[0]
+    once = gather(run_dir, "x").stages[0].prompts
+    assert (stage.prompts.asked, stage.prompts.pairs_asked) == (len(first), 2 * len(first))
+    assert (stage.prompts.paired_tau, stage.prompts.other_tau) == (once.paired_tau, once.other_tau)
+    assert stage.funnel[0] == ("pairs asked for", 2 * len(first))
+    text = words(section(report(copy), "stage1"))
+    assert f"prompts with a pair {stage.prompts.paired} of {len(first)}" in text
+    assert f"From pairs asked for (2 of each of {len(first)} prompts) to pairs" in text
+    assert "Pairs asked for that were not made, by reason" in text and "Prompts without a pair" not in text
+    assert funnel_title(70, 36, 36) == "From pairs asked for to pairs", "with collected ones"
+
+
+def test_the_audit_counts_lengths_and_correlation_for_the_report(tmp_path: Path, run_dir: Path) -> None:
+    copy = copied(run_dir, tmp_path)
+    numbers = {
+        "pairs": {"length": {"chosen_longer": 0.9, "unequal": 18}}, "responses": {"between": {"all": {"pearson": 0.125}}},
+    }  # fmt: skip
+    (copy / "stage1/pair/audit.json").write_text(json.dumps({"audit": numbers, "findings": []}))
+    path = copy / "stage1/pair/manifest.json"
+    found = json.loads(path.read_text())
+    found["metrics"]["by_split"] = {"train": 7, "test": found["rows"] - 7}
+    path.write_text(json.dumps(found))
+    text = words(report(copy))
+    assert "P(chosen is longer), of 18 pairs of unequal length 90 %" in text
+    assert "the chosen answer is the longer one in 90 % of 18 pairs of unequal length" in text
+    assert re.search(r"Pearson's r 0\.\d\d over all responses, 0\.12 within prompts", text)
+    assert "Stage 1 trains on 7 pairs" in text
+
+
+def test_both_ends_of_a_loss_are_of_the_same_rows(tmp_path: Path, run_dir: Path) -> None:
+    copy = copied(run_dir, tmp_path)
+    path = copy / "stage1/train/manifest.json"
+    found = json.loads(path.read_text())
+    found["metrics"] |= {"loss": 0.9, "examined": [{"loss": 0.6931}, {"loss": 0.1184}]}
+    found["metrics"]["history"][0]["margin"] = 0.0
+    path.write_text(json.dumps(found))
+    text = words(section(report(copy), "stage1"))
+    assert "loss of the same examples, before → after 0.6931 → 0.1184" in text and "0.9000" not in text
+    assert "every margin is 0: ties, which count as wrong" in text
+    assert "ties, which" not in words(section(report(copy), "stage2")), "SimPO has margins from the start"
+
+
+def test_length_alone_is_one_number(tmp_path: Path, run_dir: Path) -> None:
+    assert by_length(0.625) == (0.625, "longer") and by_length(0.25) == (0.75, "shorter")
+    copy = copied(run_dir, tmp_path)
+    path = copy / "reward/selector/manifest.json"
+    found = json.loads(path.read_text())
+    found["metrics"] |= {"accuracy": 0.64, "longer_is_chosen": 0.36}
+    path.write_text(json.dumps(found))
+    text = words(report(copy))
+    assert "right on 64 % of held-out pairs; preferring the shorter answer alone would reach up to 64 %" in text
+    assert "64 % (shorter)" in text and "36 %" not in words(section(report(copy), "reward"))
+
+
+def test_words_are_explained(page: str) -> None:
+    for known, explained in ((OUTCOMES[1:], REASONS), (AGREEMENTS, MEASURES), (NEEDS_REFERENCE, LOSSES)):
+        assert set(known) <= set(explained)
+    assert set(CHECKS) == set(re.findall(r"(\w+) 2 \(", measured_by_gold(gold_of(dict.fromkeys(CHECKS, 2.0)))))
+    assert "see the recipe" not in measured_by_gold(gold_of(dict.fromkeys(CHECKS, 2.0)))
+    assert measured_by_gold({}) == "" and "classifier far/model" in measured_by_gold(
+        {"reward_models": {"gold": {"path": "far/model"}}}
+    )
+    assert meaning("follow_up_stands_alone").startswith("second turn: ") and meaning("unheard_of") == ""
+    text = words(page)
+    assert meaning("validator_disagrees") in text and "Gold is no trained model but checks" in text
+    assert f"gap {MEASURES['gap']}" in words(section(page, "words")) and "proxy the reward that is followed" in text
+    assert re.search(r"steps finished, with this report (\d+) of \1 ", text)
+
+
+def gold_of(weights: dict[str, float]) -> dict[str, Any]:
+    return {"reward_models": {"gold": {"kind": "rules", "weights": weights}}}
 
 
 @pytest.mark.parametrize("until", ["nothing", "data", "supervised", "stage1", "stage2"])

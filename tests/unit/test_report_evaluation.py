@@ -484,6 +484,24 @@ def number(mean: float, change: dict[str, float | None] | None = None, **failed:
     return {**estimate(mean, mean - 0.01, mean + 0.01), "items": 9, "failed": failed, "categories": {}, "change": change}
 
 
+def test_a_change_over_fewer_items_says_how_many(tmp_path: Path) -> None:
+    def of(items: int, change: int | None = None) -> dict[str, Any]:
+        return {**number(0.5, None if change is None else {**estimate(0.0, -0.1, 0.1), "items": change}), "items": items}
+
+    view = suites_view([suite("safety", "m", base=of(16), M1=of(20, 16), M2=of(16, 16))])
+    assert view and [cell and cell.compared for cell in view.rows[0].cells] == [None, 16, None]
+    run_dir = build_run(tmp_path / "run")
+    path = next(p for p in run_dir.glob("eval/suite/*/manifest.json") if "." not in p.parent.name)
+    found = json.loads(path.read_text())
+    for table in found["metrics"]["metrics"].values():
+        for one in table.values():
+            if one["change"]:
+                one["change"]["items"] = one["items"] - 1
+    path.write_text(json.dumps(found))
+    write_report(run_dir, run_dir / "r.html", name="fewer")
+    assert re.search(r"<br>on \d+ items of both</div>", (run_dir / "r.html").read_text())
+
+
 @pytest.mark.parametrize(
     ("kind", "ends", "verdict"),
     [

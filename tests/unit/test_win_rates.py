@@ -215,7 +215,7 @@ def test_length_control_recovers_the_rate_that_length_hides() -> None:
     assert found["length_controlled"]["low"] < truth < found["length_controlled"]["high"]
     assert found["length_controlled"]["high"] < 50 < found["raw"]["low"], "the raw rate says that it wins"
     assert found["length_effect"] == pytest.approx(2.0, abs=0.5)
-    assert "points from the raw rate" in found["warning"] and found["failed_refits"] == 0
+    assert "points lower than the raw, " in found["warning"] and found["failed_refits"] == 0
     assert found["raw"]["mean"] == pytest.approx(100 * win_rate(games)["win_rate"])
     assert found["raw"]["low"] == pytest.approx(100 * win_rate(games)["low"])
 
