@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from align import __version__
 from align.core.errors import StepError, UserError
 
 if TYPE_CHECKING:
+    from align.recipe.schema import Recipe
     from align.runner import Run
 
 # One command per loss, under the loss's own name; a test compares them with the recipe's.
@@ -140,14 +142,24 @@ def open_run(args: argparse.Namespace) -> Run:
 
     around = Path(os.environ.get("ALIGN_RECIPE", "recipe.yaml"))
     inside = args.run_dir / "recipe.yaml" if args.run_dir else None
-    path = args.recipe or around
     # A run goes on as it began: with another recipe that happens to lie here its finished steps would be made anew.
     if args.recipe is None and inside is not None and inside.is_file():
-        path = inside
-        if around.is_file() and around.resolve() != inside.resolve():
+        recipe = load_recipe(inside, args.set, base=around.parent)
+        if around.is_file() and not _same_recipe(around, args.set, recipe):
             print(f"with the run's own recipe, {inside}; for the other: --recipe {around}", file=sys.stderr)
-    recipe = load_recipe(path, args.set)
+    else:
+        recipe = load_recipe(args.recipe or around, args.set)
     return Run(recipe, (args.run_dir or Path("runs") / recipe.name).resolve())
+
+
+def _same_recipe(path: Path, overrides: Sequence[str], recipe: Recipe) -> bool:
+    """Whether a file holds this recipe; one that cannot be read does not."""
+    from align.recipe.load import load_recipe
+
+    try:
+        return load_recipe(path, overrides) == recipe
+    except UserError:
+        return False
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -186,28 +198,24 @@ def _run(args: argparse.Namespace) -> None:
         raise UserError(f"align eval {args.suite}: evaluation.suites has {', '.join(suites) or 'none'}")
     if args.command == "eval" and args.models:
         from align.evaluating import with_models
-        from align.steps.suite_table import suite_models
 
-        before = suite_models(run.recipe, args.suite)
         run = Run(with_models(run.recipe, args.suite, args.models), run.run_dir)
-        if lost := [name for name in before if name not in suite_models(run.recipe, args.suite)]:
-            print(f"the run's table of {args.suite} is now without {', '.join(lost)}: name them too to keep them")
     wanted = None if args.command == "run" else wanted_steps(run, args.command, getattr(args, "stage", 0))
     if args.command == "eval" and args.suite is not None:
         own = f"eval.suite.{args.suite}"
         wanted = [name for name in wanted or () if name == own or name.startswith(f"{own}.")]
+    before = _compared(run, args.suite) if args.command == "eval" else []
     count = execute(run, wanted, lambda line: print(line, flush=True))
     if not count:
         print(f"nothing to do: everything asked for stands in {run.run_dir}")
-    if args.command == "eval":
+    if args.command in ("run", "eval"):
         from align.evaluating import print_tables
 
-        names = [args.suite] if args.suite else list(run.recipe.evaluation.suites)
-        print_tables(run.run_dir, names, print, models=args.suite is None)
-    if args.command == "run":
-        from align.evaluating import print_tables
-
-        print_tables(run.run_dir, (), print, models=True)
+        suite = getattr(args, "suite", None)
+        names = [suite] if suite else list(run.recipe.evaluation.suites) if args.command == "eval" else []
+        print_tables(run.run_dir, names, print, models=suite is None)
+        if lost := [name for name in before if name not in _compared(run, suite)]:
+            print(f"the run's table of {suite} had {', '.join(lost)} too: name them with --models to have them back")
     if args.command in ("run", "eval", "report") and all(planned.done for planned in run.plan()):
         from align.model_card import write_model_cards
 
@@ -215,6 +223,14 @@ def _run(args: argparse.Namespace) -> None:
     report = run.run_dir / "report" / "index.html"
     if args.command in ("run", "report") and report.is_file():
         print(f"report: {report}")
+
+
+def _compared(run: Run, suite: str | None) -> list[str]:
+    """The models in a run's table of a suite, if it has one."""
+    from align.core.artifact import Manifest
+
+    found = Manifest.load(run.run_dir / "eval" / "suite" / suite) if suite else None
+    return list(found.metrics["models"]) if found else []
 
 
 def wanted_steps(run: Run, verb: str, stage: int) -> list[str]:

@@ -93,8 +93,11 @@ def _manner(run: Run, planned: Planned) -> str:
         return " (resuming)"
     if planned.fingerprint is None or (before := Manifest.load(run.run_dir / planned.step.folder)) is None:
         return ""
-    recipe = before.fingerprint != planned.fingerprint
-    return f" (anew: {'recipe, models, files or code' if recipe else 'what it was made from'} changed since it was made)"
+    if before.fingerprint != planned.fingerprint:
+        return " (anew: recipe, models, files or code changed since it was made)"
+    if not before.complete(run.run_dir / planned.step.folder):
+        return " (anew: files of it are missing)"
+    return " (anew: what it was made from is made anew)"
 
 
 def _kept(run: Run, step: Step) -> str:

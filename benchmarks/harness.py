@@ -60,7 +60,7 @@ def _commit() -> str | None:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "") or None
     except OSError:
         return None
 
@@ -111,11 +111,12 @@ def run_arms(module: str, arms: Sequence[str], repeats: int, extra: Sequence[str
             print(f"  {module} {arm} {repeat + 1}/{repeats} ...", end=" ", flush=True)
             begun = time.monotonic()
             command = [sys.executable, "-m", module, "--arm", arm, *extra]
+            commit = _commit()  # the arm imports what the checkout holds when it starts
             ended = subprocess.run(command, capture_output=True, text=True, check=False)
             if ended.returncode:
                 print(ended.stdout[-2000:], ended.stderr[-4000:], sep="\n")
                 raise SystemExit(f"{module}: arm {arm} failed with code {ended.returncode}")
-            found[arm].append({**json.loads(ended.stdout.strip().splitlines()[-1]), "commit": COMMIT})
+            found[arm].append({**json.loads(ended.stdout.strip().splitlines()[-1]), "commit": commit})
             print(f"{time.monotonic() - begun:.0f} s", flush=True)
     return found
 

@@ -170,10 +170,14 @@ def main(args: argparse.Namespace, path: Path) -> int:
         return 2
     extra = ["--train", str(args.train), "--test", str(args.test), "--precision", args.precision]
     arms = ["ours", "trl"]
+    kept = json.loads((harness.RESULTS / "reward_hh.json").read_text()) if args.only else {}
+    same = {"pairs_train": len(pairs) - len(test), "pairs_test": len(test), "precision": args.precision}
+    if kept and any(kept[key] != value for key, value in same.items()):
+        print(f"error: --only {args.only}: the last result is of other pairs or another precision than {same}")
+        return 2
     found = harness.run_arms("benchmarks.reward_hh", [args.only] if args.only else arms, args.repeats, extra)
     if args.only:
-        kept = json.loads((harness.RESULTS / "reward_hh.json").read_text())["rows"]
-        found = {arm: found.get(arm) or [row for row in kept if row["arm"] == arm] for arm in arms}
+        found = {arm: found.get(arm) or [row for row in kept["rows"] if row["arm"] == arm] for arm in arms}
     rows = [{**run, **held_out(test, run["scores"])} for runs in found.values() for run in runs]
     for row in rows:
         low, high = row["accuracy_interval"] or (math.nan, math.nan)
@@ -192,7 +196,7 @@ def main(args: argparse.Namespace, path: Path) -> int:
     gain, faster = sum(gains) / len(gains), seconds["trl"]["median"] / seconds["ours"]["median"]
     print(f"  ours less TRL's: accuracy {gain:+.3f} ({low:+.3f} to {high:+.3f}); TRL takes {faster:.2f} times as long")
     harness.write_result(
-        "reward_hh", rows, pairs_train=len(pairs) - len(test), pairs_test=len(test), precision=args.precision,
+        "reward_hh", rows, **same,
         seconds=seconds, difference={"accuracy": gain, "interval": [low, high]}, ratio={"reward_hh": faster},
     )  # fmt: skip
     return 0

@@ -16,7 +16,7 @@ def _trim() -> Any:
 
 
 def return_free_memory() -> bool:
-    """Give the free pages of the heap back to the system; False where the C library cannot.
+    """Give the free pages of the heap back to the system; whether there were any (never without glibc).
 
     glibc keeps freed blocks for later ones that fit. Tensors whose sizes change from step to step seldom fit, so the heap of
     a training on a CPU grows: to 9.8 GiB in place of 7.3 over 125 steps of reward training (`docs/LOG.md`). `malloc_trim(0)`

@@ -21,12 +21,13 @@ from align.recipe.suites import SUITE_KINDS
 Loc = tuple[str | int, ...]
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, base: Path | None = None) -> Recipe:
     """Read, override and check a recipe.
 
     Args:
         path: the YAML file.
         overrides: `stages.1.train.beta=2.0` and the like; values are read as YAML.
+        base: the folder that relative paths start from; by default the file's.
 
     Raises:
         UserError: missing file, bad YAML, unknown or misplaced key, wrong type, contradiction; every fault is listed.
@@ -50,7 +51,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         apply_override(data, override)
     for loc in _PATH_KEYS:
-        _make_absolute(data, loc, path.resolve().parent)
+        _make_absolute(data, loc, (base or path.parent).resolve())
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -203,7 +204,7 @@ REFUSED = {
     "gamma": "SimPO's margin is gamma_absolute (the margin itself, as in the paper's equation and as gamma was here) or "
     "gamma_over_beta (the ratio gamma/beta, as in SimPO's code)",
     "micro_batch": "it counted examples; micro_batch_tokens counts tokens",
-    "keep_unfinished": "it is gone, since training left such pairs out; take the line out, nothing else changes",
+    "keep_unfinished": "it is gone, since training left such pairs out; take the line out (pairs are then made anew)",
 }
 
 

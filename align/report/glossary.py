@@ -63,6 +63,18 @@ REASONS = {
     # reward pairs
     "cannot_degrade": "the damage asked for changes nothing in this answer",
     "no_assistant_turn": "has no answer to damage",
+    "cannot_be_encoded": "cannot be written in the model's chat template",
+    "identical_after_truncation": "both answers are the same once cut to the model's length",
+    # lines of a preference file
+    "missing_column": "lacks the prompt, the chosen or the rejected answer",
+    "no_prompt": "has no prompt",
+    "not_text_or_messages": "neither text nor messages",
+    "chosen_equals_rejected": "both answers are the same",
+    "prompt_differs_from_dialogue": "its prompt is not how its dialogues begin",
+    "not_one_assistant_turn": "an answer is not one turn of the assistant",
+    "empty_chosen": "its chosen answer is empty",
+    "bad_subset": "its subset is no text",
+    "bad_margin": "its margin is no number of 0 or more",
     "duplicate_pair": "the same pair is there already",
     "evaluation_prompt": "its prompt is one of the evaluation's",
     # preference pairs, in the order of `reward.selection.OUTCOMES`

@@ -32,7 +32,7 @@ def by_length(longer: float) -> tuple[float, str]:
         longer: share of pairs whose chosen answer is the longer one.
     """
     # Of the other pairs some may be equally long, so for the shorter answer this is the most that it can reach.
-    return max((longer, "longer"), (1 - longer, "shorter"))
+    return (longer, "longer") if longer >= 0.5 else (1 - longer, "shorter")
 
 
 def verdict(rate: Mapping[str, float | None] | None) -> str:

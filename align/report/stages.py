@@ -88,7 +88,10 @@ class Stage:
     @property
     def pairs_trained(self) -> int:
         """Pairs that are not held out of training."""
-        return 0 if self.pair is None else int(at(self.pair.metrics, "by_split", "train") or self.pair.rows)
+        if self.pair is None:
+            return 0
+        splits = at(self.pair.metrics, "by_split")
+        return self.pair.rows if splits is None else int(splits.get("train", 0))
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,11 @@ def funnel_title(asked: int, prompts: int, pairs_asked: int) -> str:
     """
     if asked == prompts:
         return "From prompts to pairs"
-    each = f" ({asked // prompts} of each of {prompts:,} prompts)" if prompts and asked == pairs_asked else ""
+    each = (
+        f" ({asked // prompts} of each of {prompts:,} prompts)"
+        if prompts and asked == pairs_asked and asked % prompts == 0
+        else ""
+    )
     return f"From pairs asked for{each} to pairs"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.artifact import Artifact, Manifest, write_json
-from align.core.errors import StepError
+from align.core.errors import StepError, UserError
 from align.core.rows import EvalResult, Instruction, Response, RewardPair
 from align.evaluate.overoptimization import Checkpoint
 from align.evaluate.table import per_prompt
@@ -110,7 +110,7 @@ def read_run(plan: Plan, arm: str, seed: int) -> ArmRun | None:
     if set(found) != {"fingerprint", *(field.name for field in fields(ArmRun))}:  # kept by other code of the study
         try:
             return keep_again(plan, arm, seed)
-        except StepError:
+        except (UserError, StepError):
             return None  # going on with the run says what is wrong with it
     return _arm_run(found)
 
@@ -120,13 +120,16 @@ def keep_again(plan: Plan, arm: str, seed: int) -> ArmRun | None:
 
     Raises:
         StepError: what is there is not what was kept, or as in `keep`.
+        UserError: a step of it cannot be read.
     """
     before = _read(plan, arm, seed)
     if before is None:
         return None
     run_dir = plan.run_dir(arm, seed)
     evaluation = Manifest.load(run_dir / "eval" / "result")
-    if evaluation is None or evaluation.fingerprint != before.get("fingerprint"):
+    known = evaluation is not None and evaluation.fingerprint == before.get("fingerprint")
+    stages = [of for path in sorted(run_dir.glob("stage*/train")) if (of := Manifest.load(path))]
+    if evaluation is None or not known or any(of.created > evaluation.created for of in stages):
         raise StepError(f"{run_dir}: it was begun anew since its results were kept")
     keep(plan, arm, seed)
     found = _read(plan, arm, seed)

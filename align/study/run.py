@@ -126,9 +126,9 @@ def write_again(folder: Path, out: Path, overrides: Sequence[str], say: Say) -> 
         missing = {(one["arm"], one["seed"]): one["why"] for one in before["missing"]}
         finished = [(arm, seed) for arm, of in before["arms"].items() if of for seed in of["seeds"]]
         kept = {key: before[key] for key in ("made_by", "label_noise")}
+        wanted = sorted({*missing, *finished}, key=lambda key: (list(before["arms"]).index(key[0]), key[1]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{plan.out}: no results.json of a study there ({explain(error)[0]})") from None
-    wanted = sorted({*missing, *finished}, key=lambda key: (list(before["arms"]).index(key[0]), key[1]))
     if gone := sorted({arm for arm, _ in wanted} - set(plan.spec.arms)):
         raise UserError(f"{plan.out}: holds runs of arms that {plan.folder / 'arms.yaml'} does not have: {', '.join(gone)}")
     runs = []
@@ -136,7 +136,7 @@ def write_again(folder: Path, out: Path, overrides: Sequence[str], say: Say) -> 
         for key in wanted:
             try:
                 run = keep_again(plan, *key)
-            except StepError as error:
+            except (UserError, StepError, OSError) as error:
                 missing[key] = explain(error)[0]
                 continue
             if run is not None:

@@ -70,6 +70,13 @@ def test_a_run_goes_on_with_its_own_recipe(project: Path, capsys: pytest.Capture
     assert main(["check", "--run-dir", "runs/mine", "--recipe", "recipe.yaml"]) == 0
     found = capsys.readouterr()
     assert found.out.startswith("recipe proxy: valid.") and not found.err
+    mine.write_text(dump_recipe(load_recipe(Path("recipe.yaml"))))
+    assert main(["check", "--run-dir", "runs/mine"]) == 0
+    assert not capsys.readouterr().err, "the recipe that lies here is the same"
+    # A path of --set begins where it does without a run folder.
+    assert error(capsys, "check", "--run-dir", "runs/mine", "--set", "corpus.paths=[new.jsonl]").endswith(
+        f"{project / 'new.jsonl'} names no file"
+    )
     assert main(["check", "--run-dir", "runs/new"]) == 0, "a new folder takes the recipe that lies here"
     assert capsys.readouterr().out.startswith("recipe proxy: valid.")
 
@@ -82,6 +89,8 @@ def test_a_step_that_replaces_a_result_says_so(project: Path, capsys: pytest.Cap
 
     about = "corpus: read, check, mask and de-duplicate documents"
     assert corpus()[0] == about and not corpus()
+    next(Path("runs/proxy/corpus/data").glob("*.parquet")).unlink()
+    assert corpus()[0] == f"{about} (anew: files of it are missing)"
     assert (
         corpus("--set", "corpus.min_chars=41")[0]
         == f"{about} (anew: recipe, models, files or code changed since it was made)"
@@ -199,17 +208,32 @@ def test_a_suite_and_its_models_are_checked_before_anything_runs(
     has = "align eval nosuch: evaluation.suites has constraints, documents"
     assert error(capsys, "eval", "nosuch") == error(capsys, "eval", "nosuch", "--models", "M0") == has
     assert error(capsys, "eval", "--models", "M0") == "--models goes with a suite: align eval SUITE --models M0 M2"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("align.runner.execute", lambda run, wanted, say: 1)
-        assert main(["eval", "constraints", "--models", "M2", "M0"]) == 0
-    lost = "the run's table of constraints is now without base, M1: name them too to keep them"
-    assert capsys.readouterr().out.splitlines()[0] == lost
     unknown = "--models: M7: no folder with config.json, and no model of the recipe (base, M0, M1, M2@1, M2)"
     assert error(capsys, "eval", "constraints", "--models", "M0", "M7") == unknown
     shutil.copytree(tiny_llama, "other/base")
     taken = "--models: other/base: the recipe has the name base already; rename the folder, or link it under another name"
     assert error(capsys, "eval", "constraints", "--models", "other/base", "M0") == taken
     assert not Path("runs").exists()
+
+
+def test_a_table_that_loses_models_says_so(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_llama: Path
+) -> None:
+    def table(run: Run, *models: str) -> int:
+        out = StepFolder(
+            run.run_dir / "eval/suite/constraints", step="s", fingerprint="f", inputs={}, row_type=Document, seed=1
+        )
+        out.write_all([], [], asked=0)
+        out.finish({"kind": "ifeval", "items": 3, "models": models, "metrics": {}})
+        return 1
+
+    tables = iter([("base", "M0", "M2"), ("M0", "M2"), ("M0", "M2")])
+    monkeypatch.setattr("align.runner.execute", lambda run, wanted, say: table(run, *next(tables)))
+    said = []
+    for _ in range(3):
+        assert main(["eval", "constraints", "--models", "M2", "M0"]) == 0
+        said.append([line for line in capsys.readouterr().out.splitlines() if "had" in line])
+    assert said == [[], ["the run's table of constraints had base too: name them with --models to have them back"], []]
 
 
 def test_the_models_of_a_suite_are_the_recipes_or_folders(

@@ -404,6 +404,7 @@ def test_both_ends_of_a_loss_are_of_the_same_rows(tmp_path: Path, run_dir: Path)
 
 def test_length_alone_is_one_number(tmp_path: Path, run_dir: Path) -> None:
     assert by_length(0.625) == (0.625, "longer") and by_length(0.25) == (0.75, "shorter")
+    assert by_length(0.5) == (0.5, "longer")
     copy = copied(run_dir, tmp_path)
     path = copy / "reward/selector/manifest.json"
     found = json.loads(path.read_text())
@@ -412,6 +413,9 @@ def test_length_alone_is_one_number(tmp_path: Path, run_dir: Path) -> None:
     text = words(report(copy))
     assert "right on 64 % of held-out pairs; preferring the shorter answer alone would reach up to 64 %" in text
     assert "64 % (shorter)" in text and "36 %" not in words(section(report(copy), "reward"))
+    found["metrics"] |= {"accuracy": None, "longer_is_chosen": None}
+    path.write_text(json.dumps(found))
+    assert "(shorter)" not in words(section(report(copy), "reward")), "no pair was held out"
 
 
 def test_words_are_explained(page: str) -> None:

@@ -413,12 +413,12 @@ def finished_run(plan: Plan) -> Run:
     base = "runs/two-stages-dpo-101"
     planned = {p.step.name: p for p in run.plan()}
     assert planned["eval"].fingerprint
-    write(f"{base}/eval/result", EvalResult, rows, planned["eval"].fingerprint, meter=meter(rows, places, seed=1))
     write(f"{base}/evolve", Instruction, [prompt("s0", "sft"), *(prompt(f"h{i}", "heldout") for i in range(3))])
     write(f"{base}/sft/train", SftExample, [])
     for k in (1, 2):
         trained = [TrainedExample(id=f"t{i}", num_tokens=5) for i in range(4 * k)]
         write(f"{base}/stage{k}/train", TrainedExample, trained, steps=6, tokens=100 * k)
+    write(f"{base}/eval/result", EvalResult, rows, planned["eval"].fingerprint, meter=meter(rows, places, seed=1))
     write("prepared/101/labels/stage1/sample/base", Response, [answer("s0", 0)])
     for role in ("selector", "validator"):
         reward_training(plan, role)
@@ -686,6 +686,12 @@ def test_a_page_written_anew_keeps_what_it_cannot_know(plan: Plan, smollm2_path:
     assert "13 of 14 runs are missing" in text
 
     # A run that was begun anew is not what was kept, and nothing is overwritten where no run is left.
+    stage = plan.run_dir(two, 101) / "stage1" / "train" / "manifest.json"
+    made_then = stage.read_text()
+    stage.write_text(json.dumps({**json.loads(made_then), "created": "2999-01-01T00:00:00+00:00"}))
+    with pytest.raises(UserError, match="none of 14 runs can be read"):
+        write_again(STUDY, plan.out, [], print)
+    stage.write_text(made_then)
     (plan.run_dir(two, 101) / "eval" / "result" / "manifest.json").unlink()
     with pytest.raises(UserError, match="none of 14 runs can be read, so its page stays as it is"):
         write_again(STUDY, plan.out, [], print)
