@@ -40,7 +40,7 @@ endif
 	$(BIN)/python -m align.builtin_models
 	@touch $(READY)
 
-demo: $(READY) ## run the whole job on the embedded small model: data, M0, pairs, M1, M2, report (about 20 minutes)
+demo: $(READY) ## run the whole job on the embedded small model: data, M0, pairs, M1, M2, report (10 to 20 minutes)
 	$(BIN)/align run --recipe $(DEMO_RECIPE)
 
 test: $(READY) ## run all tests but the long ones (about 20 minutes)
