@@ -103,10 +103,10 @@ def _data_steps(recipe: Recipe) -> Iterator[Step]:
     best = recipe.answers.best_by
     if best != "first":
         judge = base if best == "judge" else (Path(str(recipe.answers.reward_model)),)
-        reward = dump(answers_judge(recipe), "path", "train", "layout")
+        chosen = written if best == "judge" else dump(answers_judge(recipe), "path", "train", "layout")
         yield Step(
             name="respond.score", verb="respond", folder="respond_score", row_type=Score, models=judge,
-            inputs=("evolve", "respond"), config={"best_by": best, **(written if best == "judge" else reward)},
+            inputs=("evolve", "respond"), config={"best_by": best, **chosen},
             process=process if best == "judge" else "judge", about="score the candidates of each answer",
         )  # fmt: skip
     yield Step(

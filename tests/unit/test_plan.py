@@ -475,6 +475,12 @@ def test_what_decides_the_result_of_generation_is_in_its_fingerprint(project: Pr
     )
 
 
+def test_a_judge_chooses_answers_without_a_reward_model(project: Project) -> None:
+    plan = project.plan("answers.candidates=2", "answers.best_by=judge")
+    (score,) = (p.step for p in plan if p.step.name == "respond.score")
+    assert score.process.startswith("engine:") and score.config["best_by"] == "judge"
+
+
 def test_the_meters_places_know_what_they_began_from(project: Project) -> None:
     recipe = load_recipe(
         project.folder / "recipe.yaml",
