@@ -171,6 +171,7 @@ def recipe(folder: Path, url: str) -> Path:
     }  # fmt: skip
     data["answers"] = {"writer": {"en": "model", "ko": "model"}, "candidates": 2, "best_by": "judge"}
     data["splits"] = {"sft": 0.6, "stages": 0.3, "heldout": 0.1}
+    del data["evaluation"]["suites"]  # their files lie beside the recipe that this one is made from
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(data, allow_unicode=True), encoding="utf-8")
     return path
