@@ -219,7 +219,7 @@ def _training(sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
         for letter, side in zip(SIDES, sides, strict=True):
             last = side.metrics(name) if reward else side.metrics(name, "examined", -1)
             keys = ("final_loss", "accuracy", "mean_margin") if reward else ("loss", "accuracy", "margin")
-            entry[letter] = {name: at(last, key) for name, key in zip(("loss", "accuracy", "margin"), keys, strict=True)}
+            entry[letter] = {shown: at(last, key) for shown, key in zip(("loss", "accuracy", "margin"), keys, strict=True)}
         yield entry
 
 

@@ -27,7 +27,7 @@ from align.core.rows import LOWER_IS_BETTER
 from align.evaluating import divergence_name
 from align.report.artifacts import GOLD, ROLES, at, columns_of, read_recipe, record, stands
 from align.report.estimates import compared_items
-from align.report.glossary import LOSSES
+from align.report.glossary import LOSS_NAMES
 
 Say = Callable[[str], None]
 CARD = "README.md"
@@ -69,7 +69,7 @@ class Trained:
     @property
     def loss_name(self) -> str:
         """SFT, DPO, SimPO, ..."""
-        return LOSSES.get(self.loss, self.loss)
+        return LOSS_NAMES.get(self.loss, self.loss)
 
 
 def write_model_cards(run_dir: Path, say: Say | None = None) -> list[Path]:

@@ -119,9 +119,10 @@ def trl(pairs: list[RewardPair], folder: Path, precision: str) -> dict[str, Any]
 def read_back(folder: Path) -> Any:
     """A saved model in fp32: the one in TRL's trainer still computes in the precision of training."""
     import torch
-    from transformers import AutoModelForSequenceClassification
 
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    from reward.classifier import load_classifier
+
+    return load_classifier(folder, torch.float32, "no model")[0].eval()
 
 
 def plain_scores(model: Any, ids: list[list[list[int]]]) -> list[list[float]]:

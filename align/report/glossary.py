@@ -8,7 +8,7 @@ from typing import Any
 from align.report.artifacts import GOLD, at
 
 # As the papers that named them write them.
-LOSSES = {
+LOSS_NAMES = {
     "sft": "SFT", "dpo": "DPO", "ipo": "IPO", "dpo_norm": "length-normalised DPO", "simpo": "SimPO", "simper": "SimPER",
     "orpo": "ORPO",
 }  # fmt: skip

@@ -18,7 +18,7 @@ from align.report.coverage import coverage_view
 from align.report.difficulty import difficulty_view
 from align.report.evaluation import evaluation_view
 from align.report.gather import RunData, cut, gather, reasons_of
-from align.report.glossary import LOSSES, MEASURES, WORDS, meaning
+from align.report.glossary import LOSS_NAMES, MEASURES, WORDS, meaning
 from align.report.headline import by_length, claims, percent, unfinished, watch
 from align.report.stages import Stage, funnel_title
 
@@ -53,7 +53,7 @@ def render(run: RunData) -> str:
     )
     environment.filters |= {
         "percent": share, "number": number, "seconds": seconds, "bytes": file_size, "cut": cut, "plain": plain,
-        "by_length": by_length, "meaning": meaning, "loss_name": lambda loss: LOSSES.get(loss, loss),
+        "by_length": by_length, "meaning": meaning, "loss_name": lambda loss: LOSS_NAMES.get(loss, loss),
     }  # fmt: skip
     colors = model_colors(run)
     style = "".join(loader.get_source(environment, name)[0] for name in ("style.css", "evaluation.css"))

@@ -28,7 +28,7 @@ from align.core.rows import (
 )
 from align.recipe.base import BASE_MODEL, SFT_MODEL
 from align.recipe.schema import Recipe, StageSpec
-from align.report.glossary import LOSSES
+from align.report.glossary import LOSS_NAMES
 from align.steps.asked import splits, task_types, written_languages
 from align.steps.judges import REWARD_ROLES, answers_judge, collected_names, judge_needs, judge_seed, trained_judges
 from align.steps.outside import dump, engine_config, load_prompts, model_path
@@ -217,7 +217,7 @@ def _one_stage(recipe: Recipe, k: int, stage: StageSpec) -> Iterator[Step]:
         name=f"stage{k}.train", verb=stage.train.loss, stage=k, folder=f"stage{k}/train", row_type=TrainedExample,
         inputs=(f"stage{k}.pair", "evolve", *made), models=outside, process=f"train:stage{k}",
         config={**dump(stage.train, *_NOT_RESULTS), "seed": recipe.seed, "init": stage.init, "reference": stage.reference},
-        about=f"train {stage.name} from {stage.init} with {LOSSES[stage.train.loss]}",
+        about=f"train {stage.name} from {stage.init} with {LOSS_NAMES[stage.train.loss]}",
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from align.report import charts
 from align.report.artifacts import alternate, columns_of, folder_of, num_stages, read_recipe, step_names
 from align.report.charts import Bar, Distribution, Interval, Series, Values
 from align.report.gather import cut, gather, readable_reject
-from align.report.glossary import LOSSES, MEASURES, REASONS, meaning, measured_by_gold
+from align.report.glossary import LOSS_NAMES, MEASURES, REASONS, meaning, measured_by_gold
 from align.report.headline import _conclusion, by_length, claims, verdict
 from align.report.notebook import Run, open_run, render_pair_text, visible
 from align.report.page import TEXT_CHARS, file_size, number, seconds, write_report
@@ -419,7 +419,7 @@ def test_length_alone_is_one_number(tmp_path: Path, run_dir: Path) -> None:
 
 
 def test_words_are_explained(page: str) -> None:
-    for known, explained in ((OUTCOMES[1:], REASONS), (AGREEMENTS, MEASURES), (NEEDS_REFERENCE, LOSSES)):
+    for known, explained in ((OUTCOMES[1:], REASONS), (AGREEMENTS, MEASURES), (NEEDS_REFERENCE, LOSS_NAMES)):
         assert set(known) <= set(explained)
     assert set(CHECKS) == set(re.findall(r"(\w+) 2 \(", measured_by_gold(gold_of(dict.fromkeys(CHECKS, 2.0)))))
     assert "see the recipe" not in measured_by_gold(gold_of(dict.fromkeys(CHECKS, 2.0)))
